@@ -1,0 +1,79 @@
+"""circuits: what the heads of a small transformer do, and how they came to do it.
+
+The public names below are loaded when they are first asked for, so ``import circuits`` costs neither torch nor
+transformer_lens. Everything else lives in its room: ``circuits.models``, ``circuits.data``, ``circuits.detectors``,
+``circuits.dynamics``, ``circuits.views``.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from circuits.data.tokens import repeated_random_tokens as repeated_random_tokens
+    from circuits.detectors.classify import classify as classify
+    from circuits.dynamics.detect import detect as detect
+    from circuits.dynamics.presets import preset as preset
+    from circuits.dynamics.sweep import gather as gather
+    from circuits.dynamics.sweep import sweep as sweep
+    from circuits.dynamics.train import train as train
+    from circuits.models import planted as planted
+    from circuits.models.checkpoints import Checkpoints as Checkpoints
+    from circuits.models.config import HookedTransformerConfig as HookedTransformerConfig
+    from circuits.models.convert import from_hf as from_hf
+    from circuits.models.convert import from_transformer_lens as from_transformer_lens
+    from circuits.models.demo import demo_model as demo_model
+    from circuits.models.heads import Head as Head
+    from circuits.models.hooked import HookedTransformer as HookedTransformer
+    from circuits.views.attention import view as view
+    from circuits.views.report import report as report
+
+    __version__: str
+
+# The same names for the running program, each with the module it is imported from; a test holds the two lists equal.
+_HOMES = {
+    "Checkpoints": "circuits.models.checkpoints",
+    "Head": "circuits.models.heads",
+    "HookedTransformer": "circuits.models.hooked",
+    "HookedTransformerConfig": "circuits.models.config",
+    "classify": "circuits.detectors.classify",
+    "demo_model": "circuits.models.demo",
+    "detect": "circuits.dynamics.detect",
+    "from_hf": "circuits.models.convert",
+    "from_transformer_lens": "circuits.models.convert",
+    "gather": "circuits.dynamics.sweep",
+    "planted": "circuits.models",
+    "preset": "circuits.dynamics.presets",
+    "repeated_random_tokens": "circuits.data.tokens",
+    "report": "circuits.views.report",
+    "sweep": "circuits.dynamics.sweep",
+    "train": "circuits.dynamics.train",
+    "view": "circuits.views.attention",
+}
+
+if not TYPE_CHECKING:  # type checkers know the names by the imports above
+    __all__ = [*_HOMES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name on first use (PEP 562) and keep it."""
+    if name == "__version__":
+        value: Any = _version()
+    elif name in _HOMES:
+        value = getattr(__import__(_HOMES[name], fromlist=[name]), name)
+    else:
+        raise AttributeError(f"module 'circuits' has no attribute {name!r}; it offers {', '.join(_HOMES)}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES, "__version__"})
+
+
+def _version() -> str:
+    """The installed distribution's version; a checkout that is only on the path has none."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("circuits-interp")
+    except PackageNotFoundError:
+        return "0+uninstalled"
