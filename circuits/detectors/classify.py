@@ -1,0 +1,71 @@
+"""The best-supported role of a head, by a stated rule on its detector scores.
+
+Roles and their detectors: previous token, current token, duplicate token, first token (resting), positional
+(``fixed_lag``) and induction (the score over many lags; the two fixed-period readings give no role, since a head that
+looks back a fixed distance fools them). For each, the *support* is the share of the way from chance to perfect,
+``(value - chance) / (1 - chance)``. A head's role is the detector with the largest support if that is at least
+``THRESHOLD``, exceeds zero by two standard errors, and lies above the untrained null; else "none supported". ``margin``
+is the distance to the runner-up: a small one means that two roles describe the head about equally well.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+ROLES = {
+    "previous_token": "previous token",
+    "current_token": "current token",
+    "duplicate_token": "duplicate token",
+    "first_token": "first token",
+    "fixed_lag": "positional",
+    "induction": "induction",
+}
+NO_ROLE = "none supported"
+THRESHOLD = 0.2
+Z_NEEDED = 2.0
+
+
+def classify(scores: "xr.Dataset", *, threshold: float = THRESHOLD) -> "xr.Dataset":
+    """Name each head's role.
+
+    Args:
+        scores: what ``detect`` returned, with or without ``step``.
+        threshold: least support for a role, in (0, 1).
+
+    Returns:
+        ``Dataset([step,] layer, head)``: ``role``, the ``detector`` behind it, its ``value``, ``stderr``, ``chance``,
+        ``null_mean``, ``null_sd``, ``z``, the ``support`` in [.., 1] and the ``margin`` to the runner-up.
+
+    Raises:
+        ValueError: ``scores`` is not a detector dataset, or the threshold is out of range.
+    """
+    if "detector" not in scores.dims or "chance" not in scores:
+        raise ValueError(f"got a dataset with dims {tuple(scores.dims)}; pass what circuits.detect(model) returned")
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold is {threshold}; it is a share between 0 and 1")
+    chosen = scores.sel(detector=list(ROLES))
+    support = (chosen.value - chosen.chance) / (1 - chosen.chance)
+    support = support.transpose(..., "detector")
+    ranked = np.sort(support.fillna(-np.inf).values, axis=-1)
+    best = support.fillna(-np.inf).argmax("detector")
+    picked = chosen.isel(detector=best)
+    top = support.isel(detector=best)
+    clear = (picked.value - picked.chance) > Z_NEEDED * picked.stderr.fillna(np.inf)
+    # Without a null (null_seeds=0) the null cannot speak against a role; the z column then shows NaN.
+    above_null = picked.z.isnull() | (picked.z > Z_NEEDED)
+    supported = (top >= threshold) & clear & above_null
+    names = np.array([ROLES[d] for d in chosen.detector.values])
+    result = picked[["value", "stderr", "chance", "null_mean", "null_sd", "z"]].drop_vars("detector")
+    result["support"] = top.drop_vars("detector")
+    result["margin"] = (top.dims, ranked[..., -1] - ranked[..., -2])
+    result["role"] = (top.dims, np.where(supported.values, names[best.values], NO_ROLE))
+    result["detector"] = (top.dims, chosen.detector.values[best.values])
+    result.attrs = {
+        "measure": "head_roles",
+        "definition": f"largest support (value - chance) / (1 - chance), if >= {threshold}, > 2 stderr and above the untrained null",
+        "source": "circuits.detectors.classify",
+    }
+    return result

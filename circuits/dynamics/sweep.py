@@ -1,0 +1,219 @@
+"""Put a measure over a training run: one artefact per checkpoint, found again by what made it.
+
+A task is one checkpoint. Its artefact is one netCDF file named by a hash of the measure's name, version and spec and of
+the checkpoint's weights, written aside and moved: a run of tasks can be killed at any moment and goes on where it was,
+to the same bytes. A task that fails leaves a record with the reason and is tried again by the next sweep. A task fixes
+its own thread count, so results do not depend on whether it ran here or in a pool of processes.
+"""
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from circuits.dynamics.determinism import deterministic
+from circuits.files import read_json, write_json, write_whole
+from circuits.models.checkpoints import Checkpoints
+from circuits.progress import bar
+from circuits.results import Measure, digest
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+THREADS_PER_TASK = 1
+
+Status = Literal["ok", "failed", "missing"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One checkpoint under one measure, and where its artefact belongs."""
+
+    measure: Measure
+    run: Checkpoints
+    step: int
+    store: Path
+
+    @property
+    def key(self) -> str:
+        return digest(
+            {
+                "measure": self.measure.name,
+                "version": self.measure.version,
+                "spec": self.measure.spec(),
+                "weights": self.run.weights_hash(self.step),
+            }
+        )
+
+    @property
+    def artefact(self) -> Path:
+        return self.store / self.measure.name / f"{self.key}.nc"
+
+    @property
+    def record(self) -> Path:
+        """Where the reason is kept if the task failed."""
+        return self.artefact.with_suffix(".failed.json")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one task ended: ``ok`` (with its artefact) or ``failed`` (with the reason)."""
+
+    step: int
+    status: Status
+    reason: str = ""
+
+
+def run_task(task: Task) -> Outcome:
+    """Do one task unless its artefact is there; never raises for what the measure or the checkpoint did wrong."""
+    try:
+        if read_artefact(task.artefact) is None:
+            with deterministic(THREADS_PER_TASK):
+                result = task.measure(task.run.at(task.step))
+            result.attrs["key"] = task.key
+            write_dataset(task.artefact, result)
+        task.record.unlink(missing_ok=True)
+        return Outcome(task.step, "ok")
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        try:
+            write_json(task.record, {"step": task.step, "measure": task.measure.name, "reason": reason})
+        except ValueError:
+            # The weights themselves cannot be read, so they have no hash to name a record by; the outcome still says it.
+            pass
+        return Outcome(task.step, "failed", reason)
+
+
+def write_dataset(path: Path, data: "xr.Dataset") -> None:
+    """Write netCDF4 aside and move it into place."""
+    write_whole(path, lambda aside: data.to_netcdf(aside, engine="h5netcdf") and None)
+
+
+def read_artefact(path: Path) -> "xr.Dataset | None":
+    """A whole artefact, or None where there is none or it is not what its name says."""
+    import xarray as xr
+
+    if not path.exists():
+        return None
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as opened:
+            data = opened.load()
+    except Exception:
+        # Damaged from outside (a full disk, a copy cut short): as good as absent, it is measured again.
+        return None
+    return data if data.attrs.get("key") == path.stem else None
+
+
+def sweep(
+    measure: Measure, checkpoints: Checkpoints, *, store: str | Path, workers: int = 0, progress: bool | None = None
+) -> dict[int, Outcome]:
+    """Measure every checkpoint of a run that has no artefact yet.
+
+    Args:
+        measure: a measure of one model. checkpoints: the run. store: folder of artefacts, made if need be.
+        workers: processes to spread checkpoints over; 0 works in this one. progress: show a bar (default: if watched).
+
+    Returns:
+        The outcome of every step; ``gather`` reads the results.
+
+    Raises:
+        TypeError: not a measure, or not Checkpoints.
+    """
+    check_sweep(measure, checkpoints)
+    tasks = [Task(measure, checkpoints, step, Path(store)) for step in checkpoints.steps]
+    with bar(total=len(tasks), label=measure.name, on=progress) as shown:
+        outcomes = {}
+        for outcome in run_tasks(tasks, workers=workers):
+            outcomes[outcome.step] = outcome
+            shown.update()
+            failed = Counter(o.status for o in outcomes.values())["failed"]
+            if failed:
+                shown.set_postfix(failed=failed)
+    return outcomes
+
+
+def run_tasks(tasks: list[Task], *, workers: int = 0) -> Iterator[Outcome]:
+    """Outcomes as they come, from this process or a pool of spawned ones."""
+    if workers < 0:
+        raise ValueError(f"workers is {workers}; give 0 for this process or the number of processes")
+    if workers == 0:
+        yield from map(run_task, tasks)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(run_task, task) for task in tasks]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+def check_sweep(measure: Any, checkpoints: Any) -> None:
+    if not isinstance(measure, Measure):
+        raise TypeError(f"got {type(measure).__name__}, need a measure (name, version, spec(), call), e.g. AttentionScores()")
+    if not isinstance(checkpoints, Checkpoints):
+        raise TypeError(f"got {type(checkpoints).__name__}, need Checkpoints: Checkpoints.from_dir(path) or from_states({{step: state}}, cfg)")
+
+
+def gather(measure: Measure, checkpoints: Checkpoints, store: str | Path) -> "xr.Dataset":
+    """Read what a sweep left: the artefacts along a ``step`` axis, and what is missing.
+
+    Returns:
+        The measure's dataset with a leading ``step`` dimension, NaN where a checkpoint has no artefact, and ``status``
+        and ``reason`` per step. Provenance that differs between checkpoints (the model's hash) becomes a variable.
+
+    Raises:
+        ValueError: there is no artefact at all.
+    """
+    import xarray as xr
+
+    check_sweep(measure, checkpoints)
+    found: dict[int, xr.Dataset] = {}
+    status: list[Status] = []
+    reasons = []
+    for step in checkpoints.steps:
+        result, reason = None, ""
+        try:
+            task = Task(measure, checkpoints, step, Path(store))
+            result = read_artefact(task.artefact)
+            if task.record.exists():
+                reason = read_json(task.record, what="a failure record")["reason"]
+        except ValueError as error:
+            reason = str(error)
+        if result is not None:
+            found[step] = result
+        status.append("ok" if result is not None else "failed" if reason else "missing")
+        reasons.append("" if result is not None else reason)
+    if not found:
+        why = next((r for r in reasons if r), f"nothing was computed; run sweep(measure, checkpoints, store={str(store)!r})")
+        raise ValueError(f"no checkpoint of {checkpoints.name} has an artefact of {measure.name}: {why}")
+    hashes = [found[step].attrs.get("model_hash", "") if step in found else "" for step in checkpoints.steps]
+    keys = {"model_hash", "key"}
+    pieces = [data.drop_attrs(deep=False).assign_coords(step=step) for step, data in found.items()]
+    # Variables that do not depend on the weights (chance levels) still get the step axis: one rule, no surprises.
+    combined = xr.concat(pieces, dim="step", data_vars="all", coords="minimal", compat="equals", join="exact")
+    combined = combined.reindex(step=list(checkpoints.steps))
+    combined["status"] = ("step", np.array(status, dtype=object).astype("U"))
+    combined["reason"] = ("step", np.array(reasons, dtype=object).astype("U"))
+    combined["model_hash"] = ("step", np.array(hashes, dtype=object).astype("U"))
+    combined.attrs = {k: v for k, v in next(iter(found.values())).attrs.items() if k not in keys} | {"run": checkpoints.name}
+    return combined
+
+
+def measured(
+    measure: Measure, checkpoints: Checkpoints, *, store: str | Path | None = None, workers: int = 0, progress: bool | None = None
+) -> "xr.Dataset":
+    """``sweep`` and ``gather`` in one; without a store the artefacts live in a temporary folder."""
+    if store is not None:
+        sweep(measure, checkpoints, store=store, workers=workers, progress=progress)
+        return gather(measure, checkpoints, store)
+    with tempfile.TemporaryDirectory() as folder:
+        sweep(measure, checkpoints, store=folder, workers=workers, progress=progress)
+        return gather(measure, checkpoints, folder)

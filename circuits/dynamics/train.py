@@ -1,0 +1,206 @@
+"""Train a small HookedTransformer, keep its checkpoints, resume after a kill to the same bytes.
+
+Everything a step depends on is its number, the seed and the state saved with it: batches are drawn from the step number
+(``data/mixture.py``), the model uses no randomness, and weights, optimiser moments and losses are saved together.
+Loss is mean next-token cross-entropy in nats.
+"""
+
+import math
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from circuits.data.corpora import Corpus, hf_dataset, stdlib_code, stdlib_prose, text_file
+from circuits.data.languages import BRACKETS, dyck
+from circuits.data.mixture import training_batch
+from circuits.data.tokenizer import encode_stream, load_tokenizer, train_bpe
+from circuits.data.tokens import random_ids, shuffle_tokens, windows
+from circuits.dynamics.determinism import deterministic
+from circuits.dynamics.presets import TrainConfig
+from circuits.files import read_json, write_json, write_whole
+from circuits.models.checkpoints import save_weights, step_file
+from circuits.models.hooked import HookedTransformer
+from circuits.progress import bar
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+EVALUATION_EXAMPLES = 128
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """A token stream to train on, what it is, and the evaluation tokens that go with the run."""
+
+    stream: np.ndarray
+    tokenizer: "Tokenizer"
+    identity: list[dict[str, Any]]
+    evaluation: dict[str, torch.Tensor]
+
+    @property
+    def counts(self) -> np.ndarray:
+        return np.bincount(self.stream, minlength=self.tokenizer.get_vocab_size())
+
+
+def corpora_of(data: str) -> list[Corpus]:
+    """The corpora a data name stands for.
+
+    Raises:
+        ValueError: the name is empty or of no known form.
+    """
+    if data == "stdlib":
+        return [stdlib_code(), stdlib_prose()]
+    if data.startswith("file:"):
+        return [text_file(data.removeprefix("file:"))]
+    if data.startswith("hf:"):
+        return [hf_dataset(data.removeprefix("hf:"))]
+    raise ValueError(f"the training data is {data!r}; name it with --data stdlib, --data file:PATH or --data hf:NAME")
+
+
+def prepare(config: TrainConfig, out: Path) -> TrainingData:
+    """Read the corpora, train (or reload) the tokenizer, write tokenizer and evaluation tokens into the run."""
+    corpora = corpora_of(config.data)
+    train, held_out = [c.split("train") for c in corpora], [c.split("held_out") for c in corpora]
+    path = out / "tokenizer.json"
+    if not path.exists():
+        built = train_bpe((d for c in train for d in c.documents), vocab_size=config.model.d_vocab)
+        write_whole(path, lambda aside: built.save(str(aside)))
+    tokenizer = load_tokenizer(path)
+    if tokenizer.get_vocab_size() > config.model.d_vocab:
+        raise ValueError(f"{path} has {tokenizer.get_vocab_size()} ids and the model {config.model.d_vocab}: train into an empty folder")
+    stream = np.concatenate([encode_stream(tokenizer, c.documents) for c in train])
+    evaluation = evaluation_tokens(tokenizer, held_out, n_ctx=config.model.n_ctx)
+    evaluation["token_counts"] = torch.from_numpy(np.bincount(stream, minlength=config.model.d_vocab).astype(np.int32))
+    return TrainingData(stream, tokenizer, [c.identity for c in corpora], evaluation)
+
+
+def evaluation_tokens(tokenizer: "Tokenizer", held_out: list[Corpus], *, n_ctx: int) -> dict[str, torch.Tensor]:
+    """Held-out windows of every kind, the first kind shuffled, and bracket strings; int32 ``[example, pos]``."""
+    found = {}
+    for corpus in held_out:
+        stream = encode_stream(tokenizer, corpus.documents)
+        if len(stream) >= n_ctx - 1:
+            found[corpus.kind] = windows(stream, n_ctx=n_ctx, examples=EVALUATION_EXAMPLES, seed=0)
+    if found:
+        first = next(iter(found))
+        found[f"shuffled_{first}"] = shuffle_tokens(found[first])
+    pairs = [tuple(tokenizer.encode(b, add_special_tokens=False).ids[0] for b in pair) for pair in BRACKETS]
+    found["brackets"] = dyck(pairs, length=(n_ctx - 1) // 2 * 2, examples=EVALUATION_EXAMPLES).tokens
+    return {kind: tokens.to(torch.int32) for kind, tokens in found.items()}
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    return config.lr * min(1.0, (step + 1) / config.warmup) if config.warmup else config.lr
+
+
+def train(config: TrainConfig, out: str | Path, *, progress: bool | None = None) -> Path:
+    """Train, or go on with a run that was stopped, until ``config.steps``.
+
+    Writes into ``out``: ``config.json``, ``meta.json``, ``tokenizer.json``, ``evaluation.safetensors``, ``losses.csv`` and
+    ``checkpoints/step_*.safetensors``; while unfinished also ``state.pt`` to resume from. A finished run is left alone. Stopping it at any moment loses
+    at most ``save_every`` steps of work, and the resumed run writes the same bytes as an unbroken one on the same
+    machine and thread count.
+
+    Raises:
+        ValueError: ``out`` holds a run of another configuration or on other data; the loss is no longer finite.
+    """
+    out = Path(out)
+    known = read_json(out / "train.json", what="the run's training configuration") if (out / "train.json").exists() else None
+    if known is not None and known != config.model_dump(mode="json"):
+        raise ValueError(f"{out} holds a run of another configuration; give an empty folder, or the same options to go on with it")
+    if step_file(out, config.steps).exists() and not (out / "state.pt").exists():
+        return out
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device)
+    data = prepare(config, out)
+    if (out / "meta.json").exists() and read_json(out / "meta.json", what="the run's description")["data"] != data.identity:
+        raise ValueError(f"{out} was begun on other text than this Python's ({data.identity}); go on where it began, or in an empty folder")
+    for leftover in out.rglob(".*.partial"):  # what a killed run was writing
+        leftover.unlink()
+    write_json(out / "train.json", config.model_dump(mode="json"))
+    write_json(out / "config.json", config.model.model_dump(mode="json"))
+    save_weights(out / "evaluation.safetensors", data.evaluation)
+    write_json(out / "meta.json", describe_run(config, data))
+    with deterministic(config.threads):
+        _loop(config, data, out, device, progress)
+    return out
+
+
+def describe_run(config: TrainConfig, data: TrainingData) -> dict[str, Any]:
+    """What a reader must know of a run: recipe, data identity, versions."""
+    import transformer_lens
+
+    return {
+        "name": config.name,
+        "tokens_per_step": config.batch * config.model.n_ctx,
+        "seed": config.seed,
+        "train": config.model_dump(mode="json", exclude={"model"}),
+        "data": data.identity,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__.split("+")[0],
+            "transformer_lens": getattr(transformer_lens, "__version__", "unknown"),
+        },
+    }
+
+
+def _loop(config: TrainConfig, data: TrainingData, out: Path, device: torch.device, progress: bool | None) -> None:
+    model = HookedTransformer(config.model).to(device).train()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, foreach=True)
+    step, losses = _resume(out / "state.pt", model, optimiser)
+    keep = set(config.checkpoint_steps())
+    ids = random_ids(data.counts, trim=0.0)
+    per_step = config.batch * config.model.n_ctx
+    with bar(total=config.steps * per_step, initial=step * per_step, label=config.name, on=progress, unit="tok", unit_scale=True) as shown:
+        while True:
+            if step in keep:
+                save_weights(step_file(out, step), model.state_dict(), step=step)
+            if step == config.steps:
+                _save_losses(out / "losses.csv", losses)
+                (out / "state.pt").unlink(missing_ok=True)
+                return
+            if step % config.save_every == 0:
+                _save_losses(out / "losses.csv", losses)
+                _save_state(out / "state.pt", model, optimiser, step, losses)
+            batch = training_batch(
+                data.stream, step=step, seed=config.seed, batch=config.batch, n_ctx=config.model.n_ctx, repeats=config.repeats, ids=ids
+            )
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(config, step)
+            loss = model(batch.to(device), return_type="loss")
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            if config.grad_clip is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+            optimiser.step()
+            losses.append(float(loss.detach()))
+            if not math.isfinite(losses[-1]):
+                raise ValueError(f"the loss is {losses[-1]} at step {step}: the run diverged; train with a smaller lr than {config.lr}")
+            step += 1
+            shown.update(per_step)
+            shown.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
+
+
+def _save_state(path: Path, model: HookedTransformer, optimiser: torch.optim.Optimizer, step: int, losses: list[float]) -> None:
+    state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "losses": torch.tensor(losses, dtype=torch.float64)}
+    write_whole(path, lambda aside: torch.save(state, aside))
+
+
+def _save_losses(path: Path, losses: list[float]) -> None:
+    text = "step,loss\n" + "".join(f"{i},{loss!r}\n" for i, loss in enumerate(losses))
+    write_whole(path, lambda aside: aside.write_text(text) and None)
+
+
+def _resume(path: Path, model: HookedTransformer, optimiser: torch.optim.Optimizer) -> tuple[int, list[float]]:
+    if not path.exists():
+        return 0, []
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read ({error}); delete it to begin again") from error
+    model.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    return int(state["step"]), [float(x) for x in state["losses"]]

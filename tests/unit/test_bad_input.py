@@ -1,0 +1,107 @@
+"""Wrong calls get one sentence: what was given, what is needed, how to mend it."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import circuits
+from circuits import Checkpoints, Head, HookedTransformer, HookedTransformerConfig, detect
+from circuits.detectors.attention import AttentionScores
+from circuits.detectors.classify import classify
+from circuits.detectors.in_context import LossCurves, RepeatLoss
+from circuits.models import patterns
+from circuits.models.planted import planted_model, uniform_model
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+CFG = {"n_layers": 1, "d_model": 8, "n_heads": 2, "d_head": 4, "n_ctx": 32, "d_vocab": 40, "attn_only": True}
+
+
+def model(**changes: Any) -> HookedTransformer:
+    return HookedTransformer(CFG | changes)
+
+
+def broken_model() -> HookedTransformer:
+    made = model()
+    with torch.no_grad():
+        made.blocks[0].attn.W_K[1, 0, 0] = math.nan
+    return made
+
+
+def on_meta() -> torch.Tensor:
+    return torch.zeros(1, 8, dtype=torch.long, device="meta")
+
+
+IDS = torch.arange(8)[None]
+CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "float tokens": (lambda: model()(torch.rand(1, 8)), TypeError, "tokens have dtype torch.float32.*pass tokens.long()"),
+    "boolean tokens": (lambda: model()(torch.ones(1, 8).bool()), TypeError, "dtype torch.bool"),
+    "a list": (lambda: model()([1, 2, 3]), TypeError, "tokens are a list.*use torch.tensor"),
+    "text": (lambda: model()("def f():"), TypeError, "tokens are a str.*encode"),
+    "id too large": (lambda: model()(IDS + 40), ValueError, "token ids run from 40 to 47, the vocabulary is 0..39"),
+    "negative id": (lambda: model()(IDS - 1), ValueError, "token ids run from -1"),
+    "rank 3": (lambda: model()(IDS[None]), ValueError, r"shape \(1, 1, 8\).*needs \[batch, pos\]"),
+    "empty batch": (lambda: model()(IDS[:0]), ValueError, r"shape \(0, 8\), which is empty"),
+    "no positions": (lambda: model()(IDS[:, :0]), ValueError, "which is empty"),
+    "too long": (lambda: model()(torch.zeros(1, 33).long()), ValueError, r"33 tokens, the model reads n_ctx = 32: pass tokens\[:, :32\]"),
+    "another device": (lambda: model()(on_meta()), ValueError, "tokens are on meta and the model on cpu: pass tokens.to"),
+    "loss of one token": (lambda: model()(IDS[:, :1], return_type="loss"), ValueError, "at least 2 tokens"),
+    "short text for detect": (lambda: detect(model(), tokens=IDS), ValueError, "8 tokens, detect needs at least 16"),
+    "foreign text for detect": (lambda: detect(model(), tokens=torch.full((2, 20), 99)), ValueError, "run from 99 to 99, the vocabulary is 0..39"),
+    "short context": (lambda: detect(model(n_ctx=8)), ValueError, "n_ctx = 8 tokens, attention detectors need at least 16"),
+    "few ids": (lambda: detect(model(d_vocab=20)), ValueError, "19 token ids are allowed and a sequence needs 31"),
+    "foreign ids": (lambda: detect(model(), ids=tuple(range(90))), ValueError, "ids run from 0 to 89, the vocabulary is 0..39"),
+    "no model": (lambda: detect("gpt2"), TypeError, "got str, need a hooked model"),
+    "plain module": (lambda: detect(torch.nn.Linear(2, 2)), TypeError, "got Linear, need a hooked model.*from_transformer_lens"),
+    "NaN weights": (lambda: detect(broken_model()), ValueError, "blocks.0.attn.W_K holds NaN or infinite weights"),
+    "one example": (lambda: AttentionScores(examples=1), ValueError, "examples=1.*need at least 2"),
+    "scores, not patterns": (
+        lambda: patterns.check_pattern(torch.randn(2, 2, 5, 5, generator=torch.Generator().manual_seed(0))),
+        ValueError,
+        r"pass cache\['pattern', layer\] \(after softmax\), not attention scores",
+    ),
+    "pattern without head axis": (lambda: patterns.check_pattern(torch.ones(2, 5, 5) / 5), ValueError, r"need \[example, head, query, key\]"),
+    "no repeat": (
+        lambda: patterns.duplicate_token_score(patterns.uniform_pattern(8), IDS),
+        ValueError,
+        "no position at which duplicate-token attention has a target",
+    ),
+    "head of another model": (lambda: Head.parse("L9H9", uniform_model().cfg), ValueError, r"there is no head L9H9: the model has layers 0..0 with heads 0..1"),
+    "not a head": (lambda: Head.parse("head three"), ValueError, "'head three' does not name a head; write it as 'L0H3'"),
+    "not a head at all": (lambda: Head.parse(3.5), TypeError, "3.5 does not name a head"),  # type: ignore[arg-type]
+    "no corpora": (lambda: LossCurves({}), ValueError, "no tokens were given"),
+    "corpora of two lengths": (
+        lambda: LossCurves({"a": torch.zeros(1, 20).long(), "b": torch.zeros(1, 30).long()}),
+        ValueError,
+        r"sequences have \[20, 30\] tokens; cut all corpora to one length",
+    ),
+    "corpus too long": (lambda: LossCurves({"a": torch.zeros(1, 40).long()})(model()), ValueError, "40 tokens, the model reads n_ctx = 32"),
+    "repeat too long": (lambda: RepeatLoss(n=50)(model()), ValueError, "n = 50 makes 101 tokens, the model reads n_ctx = 32: use a smaller n"),
+    "not detector scores": (lambda: classify(LossCurves({"a": torch.zeros(2, 20).long()})(model())), ValueError, "pass what circuits.detect"),
+    "unreadable run": (lambda: Checkpoints.from_dir("/no/such/run"), ValueError, "/no/such/run"),
+    "unknown config field": (lambda: HookedTransformer(CFG | {"n_key_value_heads": 1}), ValueError, "n_key_value_heads: Extra inputs"),
+    "size of zero": (lambda: HookedTransformer(CFG | {"n_heads": 0}), ValueError, "n_heads is 0; it must be a positive integer"),
+    "MLP without activation": (
+        lambda: HookedTransformerConfig.parse(CFG | {"attn_only": False}),
+        ValueError,
+        "a model with MLPs needs act_fn",
+    ),
+    "decoy beyond the context": (lambda: planted_model(lag=500), ValueError, "lag=500.*need 2 <= lag < n_ctx"),
+    "unknown public name": (lambda: circuits.induction_heads, AttributeError, "induction_heads"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_wrong_call_gets_one_sentence(case: str):
+    call, error, message = CASES[case]
+    with pytest.raises(error, match=message) as caught:
+        call()
+    sentence = str(caught.value)
+    assert "\n" not in sentence and len(sentence) < 400
+
+
+def test_there_are_at_least_twenty_five_cases():
+    assert len(CASES) >= 25

@@ -1,0 +1,213 @@
+"""A measure over a run: artefacts by hash, resumed, repeated to the same bytes, failures kept as records."""
+
+import os
+import time
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from circuits.dynamics import sweep as sweep_module
+from circuits.dynamics.detect import detect
+from circuits.dynamics.sweep import Task, gather, read_artefact, run_task, sweep
+from circuits.models.checkpoints import Checkpoints
+from circuits.models.hooked import HookedTransformer
+from circuits.results import labelled
+
+CFG = {"n_layers": 1, "d_model": 8, "n_heads": 2, "d_head": 4, "n_ctx": 32, "d_vocab": 40, "attn_only": True}
+
+
+@dataclass(frozen=True)
+class WeightNorm:
+    """A measure for these tests: the norm of W_Q of every head, and how often it was asked."""
+
+    scale: float = 1.0
+    name: str = field(default="weight_norm", init=False)
+    version: int = field(default=1, init=False)
+
+    def spec(self) -> dict[str, Any]:
+        return {"scale": self.scale}
+
+    def __call__(self, model: Any) -> Any:
+        CALLS.append(self.scale)
+        norms = self.scale * model.W_Q.detach().norm(dim=(-1, -2))
+        if not torch.isfinite(norms).all():
+            raise ValueError("the weights are not finite; load another checkpoint")
+        return labelled(
+            {"value": (("layer", "head"), norms), "chance": ((), 0.5)},
+            {"layer": [0], "head": [0, 1]},
+            measure=self,
+            definition="Frobenius norm",
+            source="this test",
+            model_hash=str(float(norms.sum())),
+        )
+
+
+CALLS: list[float] = []
+
+
+def make_run(steps: tuple[int, ...] = (0, 10, 20)) -> Checkpoints:
+    states = {step: HookedTransformer(CFG | {"seed": step}).state_dict() for step in steps}
+    return Checkpoints.from_states(states, HookedTransformer(CFG).cfg)
+
+
+def test_values_carry_the_step_axis(tmp_path: Path):
+    run = make_run()
+    assert {o.status for o in sweep(WeightNorm(), run, store=tmp_path).values()} == {"ok"}
+    found = gather(WeightNorm(), run, tmp_path)
+    assert found.value.dims == ("step", "layer", "head") and found.step.values.tolist() == [0, 10, 20]
+    for step, model in run:
+        assert np.allclose(found.value.sel(step=step), model.W_Q.detach().norm(dim=(-1, -2)))
+    assert found.chance.dims == ("step",)
+    assert len(set(found.model_hash.values)) == 3 and found.attrs["measure"] == "weight_norm"
+
+
+def test_a_second_sweep_does_nothing_and_another_spec_does_everything(tmp_path: Path):
+    run = make_run()
+    CALLS.clear()
+    sweep(WeightNorm(), run, store=tmp_path)
+    sweep(WeightNorm(), run, store=tmp_path)
+    assert len(CALLS) == 3
+    sweep(WeightNorm(scale=2.0), run, store=tmp_path)
+    assert len(CALLS) == 6
+    assert np.allclose(gather(WeightNorm(scale=2.0), run, tmp_path).value, 2 * gather(WeightNorm(), run, tmp_path).value)
+
+
+def test_equal_sweeps_give_equal_bytes_here_and_in_a_pool(tmp_path: Path):
+    run = make_run((0, 10))
+    for place, workers in (("here", 0), ("again", 0), ("pool", 1)):
+        outcomes = sweep(DETECT, run, store=tmp_path / place, workers=workers)
+        assert {o.status for o in outcomes.values()} == {"ok"}, outcomes
+    files = sorted(p.relative_to(tmp_path / "here") for p in (tmp_path / "here").rglob("*.nc"))
+    assert len(files) == 2
+    for file in files:
+        content = (tmp_path / "here" / file).read_bytes()
+        assert content == (tmp_path / "again" / file).read_bytes()
+        assert content == (tmp_path / "pool" / file).read_bytes()
+
+
+def make_detect() -> Any:
+    from circuits.detectors.attention import AttentionScores
+
+    return AttentionScores(examples=4, groups=2, null_seeds=1)
+
+
+DETECT = make_detect()
+
+
+def test_a_failure_is_a_record_and_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = make_run()
+    healthy, middle = WeightNorm.__call__, run.at(10).W_Q
+
+    def fails_once(self: WeightNorm, model: Any) -> Any:
+        if torch.equal(model.W_Q, middle):
+            raise ValueError("the weights are not finite; load another checkpoint")
+        return healthy(self, model)
+
+    monkeypatch.setattr(WeightNorm, "__call__", fails_once)
+    outcomes = sweep(WeightNorm(), run, store=tmp_path)
+    assert [outcomes[s].status for s in run.steps] == ["ok", "failed", "ok"]
+    found = gather(WeightNorm(), run, tmp_path)
+    assert found.status.values.tolist() == ["ok", "failed", "ok"]
+    assert "not finite" in str(found.reason.sel(step=10).values) and np.isnan(found.value.sel(step=10)).all()
+    monkeypatch.setattr(WeightNorm, "__call__", healthy)
+    assert sweep(WeightNorm(), run, store=tmp_path)[10].status == "ok"
+    assert gather(WeightNorm(), run, tmp_path).status.values.tolist() == ["ok"] * 3
+    assert not list(tmp_path.rglob("*.failed.json"))
+
+
+def test_gather_lists_what_is_missing_and_computes_nothing(tmp_path: Path):
+    run = make_run()
+    sweep(WeightNorm(), run.select([0, 20]), store=tmp_path)
+    CALLS.clear()
+    found = gather(WeightNorm(), run, tmp_path)
+    assert found.status.values.tolist() == ["ok", "missing", "ok"] and not CALLS
+    with pytest.raises(ValueError, match="no checkpoint of states has an artefact of weight_norm: nothing was computed; run sweep"):
+        gather(WeightNorm(), run, tmp_path / "empty")
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"not netCDF at all"])
+def test_a_damaged_artefact_is_never_read_and_is_made_again(tmp_path: Path, damage: Any):
+    run = make_run((0,))
+    sweep(WeightNorm(), run, store=tmp_path)
+    (artefact,) = tmp_path.rglob("*.nc")
+    whole = artefact.read_bytes()
+    artefact.write_bytes(damage(whole))
+    assert read_artefact(artefact) is None
+    sweep(WeightNorm(), run, store=tmp_path)
+    assert artefact.read_bytes() == whole
+
+
+def test_an_artefact_under_another_name_is_not_believed(tmp_path: Path):
+    run = make_run((0,))
+    sweep(WeightNorm(), run, store=tmp_path)
+    (artefact,) = tmp_path.rglob("*.nc")
+    other = artefact.with_name("0" * 24 + ".nc")
+    os.replace(artefact, other)
+    assert read_artefact(other) is None
+
+
+def slow_sweep(store: str) -> None:
+    original = WeightNorm.__call__
+
+    def slow(self: WeightNorm, model: Any) -> Any:
+        time.sleep(0.02)
+        return original(self, model)
+
+    WeightNorm.__call__ = slow  # type: ignore[method-assign]
+    sweep(WeightNorm(), make_run(tuple(range(40))), store=store)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.1, 0.4])
+def test_a_killed_sweep_resumes_to_the_same_bytes(tmp_path: Path, delay: float):
+    """Kill the process at some moment after its first artefact; what is there is whole, and the rest follows."""
+    process = get_context("spawn").Process(target=slow_sweep, args=(str(tmp_path / "killed"),))
+    process.start()
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.rglob("killed/*/*.nc")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(delay)
+    process.kill()
+    process.join()
+    run = make_run(tuple(range(40)))
+    before = gather(WeightNorm(), run, tmp_path / "killed").status.values.tolist()
+    assert before.count("ok") >= 1
+    sweep(WeightNorm(), run, store=tmp_path / "killed")
+    sweep(WeightNorm(), run, store=tmp_path / "whole")
+    for artefact in (tmp_path / "whole").rglob("*.nc"):
+        assert artefact.read_bytes() == (tmp_path / "killed" / artefact.relative_to(tmp_path / "whole")).read_bytes()
+
+
+def test_a_task_leaves_thread_count_and_determinism_as_found(tmp_path: Path):
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    assert run_task(Task(WeightNorm(), make_run((0,)), 0, tmp_path)).status == "ok"
+    assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
+
+
+def test_detect_over_a_run_equals_detect_at_each_model():
+    run = make_run((0, 10))
+    over = detect(run, examples=4, null_seeds=1)
+    assert over.value.dims == ("step", "layer", "head", "detector")
+    for step, model in run:
+        alone = detect(model, examples=4, null_seeds=1)
+        assert np.array_equal(over.value.sel(step=step), alone.value)
+        assert np.array_equal(over.z.sel(step=step), alone.z)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: sweep(print, make_run((0,)), store="x"), TypeError, "need a measure"),
+        (lambda: sweep(WeightNorm(), [1, 2], store="x"), TypeError, "need Checkpoints"),  # type: ignore[arg-type]
+        (lambda: list(sweep_module.run_tasks([], workers=-1)), ValueError, "workers is -1"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_bad_sweeps_are_refused(call: Any, error: type, message: str):
+    with pytest.raises(error, match=message):
+        call()

@@ -1,0 +1,98 @@
+"""Every public measure leaves the model as it found it: weights, gradients and their flags, hooks, mode, settings."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import circuits
+from circuits import Checkpoints, HookedTransformer
+from circuits.detectors.attention import AttentionScores
+from circuits.detectors.in_context import LossCurves, RepeatLoss
+from circuits.detectors.names import NameCompletion, NamePrompts
+from circuits.models.protocol import model_hash
+
+TOKENS = torch.randint(1, 40, (3, 24), generator=torch.Generator().manual_seed(0))
+PROMPTS = NamePrompts(TOKENS, TOKENS, torch.tensor([2, 2, 2]), ("a", "b", "c"))
+
+MEASURES: dict[str, Callable[[Any], Any]] = {
+    "detect": lambda m: circuits.detect(m, examples=4, null_seeds=1),
+    "detect on text": lambda m: circuits.detect(m, TOKENS, examples=4, null_seeds=1),
+    "AttentionScores": AttentionScores(examples=4, null_seeds=0),
+    "LossCurves": LossCurves({"text": TOKENS}),
+    "RepeatLoss": RepeatLoss(n=8, examples=4),
+    "NameCompletion": NameCompletion(PROMPTS),
+    "view": lambda m: circuits.view(m, TOKENS[0], "L0H1"),
+    "value-weighted view": lambda m: circuits.view(m, TOKENS[0], "L0H1", value_weighted=True),
+    "model_hash": model_hash,
+    "Checkpoints": lambda m: Checkpoints.from_states({0: m.state_dict()}, m.cfg).at(0),
+}
+
+
+def make_model(training: bool) -> HookedTransformer:
+    cfg = {"n_layers": 2, "d_model": 8, "n_heads": 2, "d_head": 4, "n_ctx": 32, "d_vocab": 40, "attn_only": True}
+    model = HookedTransformer(cfg).train(training)
+    model.blocks[0].eval()  # a mixed state, as a user may have left it
+    model.blocks[0].attn.W_Q.requires_grad_(False)
+    model(TOKENS, return_type="loss").backward()
+    model.add_hook("blocks.0.attn.hook_pattern", lambda pattern, hook: None)
+    model.blocks[1].attn.hook_z.register_forward_hook(lambda *_: None)
+    return model
+
+
+def state(model: HookedTransformer) -> dict[str, Any]:
+    return {
+        "weights": {name: p.detach().clone() for name, p in model.named_parameters()},
+        "flags": {name: p.requires_grad for name, p in model.named_parameters()},
+        "gradients": {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()},
+        "modes": {name: module.training for name, module in model.named_modules()},
+        "hooks": {name: (len(h.fwd_hooks), len(h.bwd_hooks), len(h._forward_hooks)) for name, h in model.hook_dict.items()},
+        "cfg": model.cfg,
+        "caching": model.is_caching,
+        "level": model.context_level,
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "grad mode": torch.is_grad_enabled(),
+        "generator": torch.get_rng_state(),
+    }
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("measure", MEASURES)
+def test_a_measure_leaves_the_model_as_found(measure: str, training: bool):
+    model = make_model(training)
+    before = state(model)
+    MEASURES[measure](model)
+    after = state(model)
+    for what in before:
+        assert same(before[what], after[what]), f"{measure} changed {what}"
+
+
+def test_a_measure_that_fails_leaves_the_model_as_found():
+    model = make_model(training=True)
+    with torch.no_grad():
+        model.W_E[0, 0] = torch.nan
+    before = {k: v for k, v in state(model).items() if k != "weights"}
+    with pytest.raises(ValueError, match="W_E"):
+        AttentionScores(examples=4, null_seeds=0)(model)
+    after = state(model)
+    assert all(same(before[what], after[what]) for what in before)
+
+
+def test_every_public_measure_is_walked():
+    """A new public function that takes a model must be added above, or named here with its reason."""
+    takes_no_model = {
+        "Checkpoints", "Head", "HookedTransformer", "HookedTransformerConfig", "classify", "demo_model", "from_hf", "gather",
+        "preset", "repeated_random_tokens", "report", "sweep", "train",
+    }  # fmt: skip
+    converts_a_foreign_model = {"from_transformer_lens"}  # tests/parity
+    walked = {name.split(" ")[0] for name in MEASURES} | {"detect", "view"}
+    public = {name for name in circuits.__all__ if not name.startswith("_")}
+    assert public - takes_no_model - converts_a_foreign_model - walked == set()
