@@ -49,20 +49,19 @@ _HOMES = {
     "view": "circuits.views.attention",
 }
 
-if not TYPE_CHECKING:  # type checkers know the names by the imports above
+if not TYPE_CHECKING:  # a type checker knows the names by the imports above, and a wrong one is an error to it
     __all__ = [*_HOMES, "__version__"]
 
-
-def __getattr__(name: str) -> Any:
-    """Load a public name on first use (PEP 562) and keep it."""
-    if name == "__version__":
-        value: Any = _version()
-    elif name in _HOMES:
-        value = getattr(__import__(_HOMES[name], fromlist=[name]), name)
-    else:
-        raise AttributeError(f"module 'circuits' has no attribute {name!r}; it offers {', '.join(_HOMES)}")
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        """Load a public name on first use (PEP 562) and keep it."""
+        if name == "__version__":
+            value = _version()
+        elif name in _HOMES:
+            value = getattr(__import__(_HOMES[name], fromlist=[name]), name)
+        else:
+            raise AttributeError(f"module 'circuits' has no attribute {name!r}; it offers {', '.join(_HOMES)}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -83,7 +83,7 @@ def mean_and_stderr(samples: Any, axis: int = 0) -> tuple[np.ndarray, np.ndarray
     """Mean over independent examples and its standard error (sample sd / sqrt(n)); NaN error for a single example."""
     values = np.asarray(samples, dtype=np.float64)
     count = values.shape[axis]
-    mean = values.mean(axis)
+    mean = np.asarray(values.mean(axis))
     if count < 2:
         return mean, np.full_like(mean, np.nan)
-    return mean, values.std(axis, ddof=1) / np.sqrt(count)
+    return mean, np.asarray(values.std(axis, ddof=1) / np.sqrt(count))

@@ -26,11 +26,11 @@ CODAS = ("", "l", "m", "n", "r", "s", "th", "x", "rk", "nd")
 
 
 def made_up_names(count: int, *, seed: int = 0) -> list[str]:
-    """Different three-syllable names such as ``Stoulbrandfu``."""
+    """different two-syllable names such as ``Traildral``."""
     rng = np.random.default_rng([seed, 20])
     names: dict[str, None] = {}
     while len(names) < count:
-        syllables = ["".join(str(rng.choice(part)) for part in (ONSETS, VOWELS, CODAS)) for _ in range(3)]
+        syllables = ["".join(str(rng.choice(part)) for part in (ONSETS, VOWELS, CODAS)) for _ in range(2)]
         names["".join(syllables).capitalize()] = None
     return list(names)
 

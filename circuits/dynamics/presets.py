@@ -25,7 +25,7 @@ class TrainConfig(BaseModel):
     model: HookedTransformerConfig
     data: str = "stdlib"
     seed: int = 0
-    steps: int = 15_000
+    steps: int = 10_000
     batch: int = 32
     lr: float = 3e-3
     betas: tuple[float, float] = (0.9, 0.999)
@@ -34,7 +34,7 @@ class TrainConfig(BaseModel):
     grad_clip: float | None = 1.0
     repeats: RepeatConfig = RepeatConfig()
     linear_from: int = 1024
-    every: int = 250
+    every: int = 125
     save_every: int = 250
     threads: int = 2
     device: Literal["auto", "cpu", "cuda"] = "auto"

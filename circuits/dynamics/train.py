@@ -200,7 +200,7 @@ def _resume(path: Path, model: HookedTransformer, optimiser: torch.optim.Optimiz
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path} cannot be read ({error}); delete it to begin again") from error
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}); delete it to begin again") from error
     model.load_state_dict(state["model"])
     optimiser.load_state_dict(state["optimiser"])
     return int(state["step"]), [float(x) for x in state["losses"]]

@@ -82,7 +82,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "repeat too long": (lambda: RepeatLoss(n=50)(model()), ValueError, "n = 50 makes 101 tokens, the model reads n_ctx = 32: use a smaller n"),
     "not detector scores": (lambda: classify(LossCurves({"a": torch.zeros(2, 20).long()})(model())), ValueError, "pass what circuits.detect"),
     "unreadable run": (lambda: Checkpoints.from_dir("/no/such/run"), ValueError, "/no/such/run"),
-    "unknown config field": (lambda: HookedTransformer(CFG | {"n_key_value_heads": 1}), ValueError, "n_key_value_heads: Extra inputs"),
+    "unknown config field": (lambda: HookedTransformer(CFG | {"n_key_value_heads": 1}), ValueError, "n_key_value_heads is not a field here"),
     "size of zero": (lambda: HookedTransformer(CFG | {"n_heads": 0}), ValueError, "n_heads is 0; it must be a positive integer"),
     "MLP without activation": (
         lambda: HookedTransformerConfig.parse(CFG | {"attn_only": False}),

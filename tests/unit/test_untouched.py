@@ -90,7 +90,7 @@ def test_every_public_measure_is_walked():
     """A new public function that takes a model must be added above, or named here with its reason."""
     takes_no_model = {
         "Checkpoints", "Head", "HookedTransformer", "HookedTransformerConfig", "classify", "demo_model", "from_hf", "gather",
-        "preset", "repeated_random_tokens", "report", "sweep", "train",
+        "planted", "preset", "repeated_random_tokens", "report", "sweep", "train",
     }  # fmt: skip
     converts_a_foreign_model = {"from_transformer_lens"}  # tests/parity
     walked = {name.split(" ")[0] for name in MEASURES} | {"detect", "view"}

@@ -1,0 +1,168 @@
+"""The command line: parse, call, write, exit code. Everything it does is a public function of the library.
+
+Exit codes: 0; 2 when the input was refused (one sentence on stderr); 130 after Ctrl-C.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+SHIPPED_RUN = Path("fixtures/stdlib-2l")
+
+
+class OneSentence(TyperGroup):
+    """Commands whose refusals are sentences and not tracebacks."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; what the library refuses, and what the disk refuses, ends it with one line."""
+        try:
+            return super().invoke(ctx)
+        except (ValueError, TypeError, OSError) as error:
+            typer.echo(f"circuits: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as stop:
+            typer.echo("circuits: stopped; the same command again goes on from what is saved", err=True)
+            raise typer.Exit(130) from stop
+
+
+app = typer.Typer(
+    cls=OneSentence,
+    name="circuits",
+    help="What the heads of a small transformer do, and how they came to do it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def option(text: str) -> Any:
+    """An option whose default is told in words, if it has one worth telling."""
+    return typer.Option(help=text, show_default=False)
+
+
+def argument(text: str) -> Any:
+    """A positional argument, likewise."""
+    return typer.Argument(help=text, show_default=False)
+
+
+Run = Annotated[Path | None, argument("Folder of a training run; default: fixtures/stdlib-2l of the checkout.")]
+Store = Annotated[Path | None, option("Folder of cached artefacts; default: reports/<run>/store.")]
+
+
+def find_run(given: Path | None) -> Path:
+    """The run that was named, or the shipped one of the checkout that holds the working directory.
+
+    Raises:
+        ValueError: none was named and there is no checkout here.
+    """
+    if given is not None:
+        return given
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / SHIPPED_RUN / "config.json").is_file():
+            return folder / SHIPPED_RUN
+    raise ValueError(f"no run was named and {here} is not in a checkout that has {SHIPPED_RUN}: name one, circuits report RUN")
+
+
+def reports(run: Path) -> Path:
+    """Where the results of a run go unless the user says otherwise, relative to the working directory."""
+    return Path("reports") / run.resolve().name
+
+
+def read_steps(text: str) -> list[int]:
+    """``"0,1,2"`` as step numbers.
+
+    Raises:
+        ValueError: not whole numbers with commas between them.
+    """
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"--steps is {text!r}; give whole numbers with commas between them, such as 0,512,15000") from error
+
+
+def show_version(wanted: bool) -> bool:
+    """Answer ``--version`` and stop."""
+    if wanted:
+        from circuits import __version__
+
+        typer.echo(f"circuits {__version__}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def main(
+    version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show it and exit.")] = False,
+) -> None:
+    """The options before any command."""
+
+
+@app.command()
+def report(
+    run: Run = None,
+    out: Annotated[Path | None, option("Folder for the two files; default: reports/<run>.")] = None,
+    store: Store = None,
+) -> None:
+    """Measure every head at every checkpoint; write one HTML page and one results file."""
+    run = find_run(run)
+    out = out or reports(run)
+    from circuits.models.checkpoints import Checkpoints
+    from circuits.views.report import report as write_report
+
+    written = write_report(Checkpoints.from_dir(run), out, store or reports(run) / "store")
+    typer.echo(written.html)
+    typer.echo(written.results)
+
+
+@app.command()
+def train(
+    preset: Annotated[str, option("stdlib-2l, stdlib-1l or paper-2l.")],
+    out: Annotated[Path, option("Folder of the run; one that was begun is gone on with.")],
+    data: Annotated[str | None, option("stdlib, file:PATH or hf:NAME.")] = None,
+    steps: Annotated[int | None, option("Length of the run.")] = None,
+    seed: Annotated[int | None, option("Seed of initial weights and batches.")] = None,
+    device: Annotated[str | None, option("auto, cpu or cuda.")] = None,
+    threads: Annotated[int | None, option("CPU threads; a run repeats byte for byte at the same number.")] = None,
+) -> None:
+    """Train a small transformer and keep its checkpoints; resumes after a stop."""
+    from circuits.dynamics.presets import preset as named
+    from circuits.dynamics.train import train as run_training
+
+    options = {"data": data, "steps": steps, "seed": seed, "device": device, "threads": threads}
+    changes: dict[str, Any] = {field: value for field, value in options.items() if value is not None}
+    if seed is not None:
+        changes["model"] = named(preset).model.model_copy(update={"seed": seed})
+    typer.echo(run_training(named(preset, **changes), out))
+
+
+@app.command()
+def detect(
+    run: Annotated[Path, argument("Folder of a training run.")],
+    out: Annotated[Path | None, option("The netCDF file; default: reports/<run>/detect.nc.")] = None,
+    store: Store = None,
+) -> None:
+    """Score every head at every checkpoint with the attention detectors; write one netCDF file."""
+    from circuits.dynamics.detect import detect as score
+    from circuits.dynamics.sweep import write_dataset
+    from circuits.models.checkpoints import Checkpoints
+
+    out = out or reports(run) / "detect.nc"
+    write_dataset(out, score(Checkpoints.from_dir(run), store=store or reports(run) / "store"))
+    typer.echo(out)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, argument("Folder of a training run.")],
+    out: Annotated[Path, argument("Folder for the smaller copy.")],
+    steps: Annotated[str | None, option("Checkpoints to keep, such as 0,512,15000; default: all.")] = None,
+    dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
+) -> None:
+    """Copy a run with chosen checkpoints, rounded to a smaller type."""
+    chosen = None if steps is None else read_steps(steps)
+    from circuits.models.checkpoints import Checkpoints
+
+    typer.echo(Checkpoints.from_dir(run).export(out, steps=chosen, dtype=dtype))

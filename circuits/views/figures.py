@@ -1,0 +1,127 @@
+"""The drawing room: one style, bytes that depend on the picture alone, and the parts that figures share.
+
+Figures are made without pyplot and inside ``matplotlib.rc_context``: no global setting is touched and nothing has to be
+closed.
+"""
+
+import io
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from circuits.views.html import shortened
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#A6761D", "#56B4E9", "#E6AB02", "#333333")
+"""One colour for each head of a layer, distinguishable with any kind of colour vision (after Okabe and Ito)."""
+
+STYLE = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": 9.0,
+    "axes.titlesize": 10.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#555555",
+    "svg.hashsalt": "circuits",
+    "svg.fonttype": "path",
+    "text.parse_math": False,
+}
+Scale = Literal["symlog", "linear"]
+
+
+@contextmanager
+def drawing(ax: "Axes | None", *, width: float, height: float, columns: int = 1, rows: int = 1) -> "Iterator[list[Axes]]":
+    """Axes to draw on, the caller's or new ones, in this module's style; the caller's settings are untouched."""
+    import matplotlib
+
+    with matplotlib.rc_context(matplotlib.rcParamsDefault | STYLE if ax is None else {}):
+        if ax is not None:
+            yield [ax]
+            return
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(width, height), layout="constrained", dpi=110)
+        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.06)  # type: ignore[union-attr]
+        yield list(figure.subplots(rows, columns, squeeze=False).flat)
+
+
+def rendered(figure: "Figure", kind: Literal["png", "svg"]) -> bytes:
+    """The figure's bytes; no date, software version or random id is in them."""
+    import matplotlib
+
+    blank = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None, "Format": None, "Type": None}}[kind]
+    out = io.BytesIO()
+    with matplotlib.rc_context(matplotlib.rcParamsDefault | STYLE):
+        figure.savefig(out, format=kind, metadata=blank)
+    return out.getvalue()
+
+
+def head_colour(head: int, n_heads: int) -> str:
+    """The colour of head ``head`` of any layer: the same in every figure of a model."""
+    if n_heads <= len(PALETTE):
+        return PALETTE[head]
+    from matplotlib.colors import hsv_to_rgb, to_hex
+
+    return to_hex(hsv_to_rgb((head / n_heads, 0.75, 0.45 + 0.35 * (head % 2))))
+
+
+def step_axis(ax: "Axes", steps: Sequence[int], scale: Scale = "symlog") -> None:
+    """Label the axis of training steps; ticks at 0 and powers of ten."""
+    last = max([1, *(int(s) for s in steps)])
+    ax.set_xlabel("training step")
+    if scale == "linear":
+        ax.set_xlim(-0.01 * last, last * 1.01)
+        return
+    ax.set_xscale("symlog", linthresh=1)
+    powers = [10**p for p in range(math.floor(math.log10(last)) + 1)]
+    ax.set_xticks([0, *powers], ["0", *(f"{p:,}".replace(",", "\N{THIN SPACE}") for p in powers)])
+    ax.set_xlim(-0.1, last * 1.05)
+
+
+def line_with_band(ax: "Axes", x: Any, value: Any, stderr: Any, *, colour: str, width: float = 1.6, alpha: float = 1.0, dots: bool = True) -> None:
+    """A curve, dots where it was measured, one standard error around it; gaps where it was not."""
+    x, value, stderr = np.asarray(x), np.asarray(value, dtype=float), np.nan_to_num(np.asarray(stderr, dtype=float))
+    ax.plot(x, value, color=colour, lw=width, alpha=alpha, marker="o" if dots else "", ms=width + 0.8, mew=0)
+    ax.fill_between(x, value - stderr, value + stderr, color=colour, alpha=0.2 * alpha, lw=0)
+
+
+def label_ends(ax: "Axes", ends: Sequence[tuple[float, float, str, str]], *, gap: float = 0.07) -> None:
+    """Write names beside the right ends of curves, moved apart where they would overlap and kept inside the axis.
+
+    Args:
+        ends: (x, y, text, colour) of each curve. gap: least distance as a share of the axis.
+    """
+    low, high = ax.get_ylim()
+    ranked = sorted(ends, key=lambda end: (end[1], end[2]))
+    heights = [(y - low) / (high - low) for _, y, _, _ in ranked]
+    for i in range(1, len(heights)):
+        heights[i] = max(heights[i], heights[i - 1] + gap)
+    ceiling = 1.0
+    for i in reversed(range(len(heights))):
+        heights[i] = min(heights[i], ceiling)
+        ceiling = heights[i] - gap
+    for (x, y, text, colour), height in zip(ranked, heights, strict=True):
+        ax.annotate(
+            text, (x, y), xytext=(1.02, height), textcoords="axes fraction", color=colour, fontsize=8, va="center", annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "shrinkA": 0, "shrinkB": 2},
+        )  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def _font() -> Any:
+    from matplotlib.font_manager import FontProperties, findfont
+    from matplotlib.ft2font import FT2Font
+
+    return FT2Font(findfont(FontProperties(family="DejaVu Sans")))
+
+
+def drawable(text: str) -> str:
+    """Short text the figure font has glyphs for; other characters as escapes."""
+    return shortened("".join(c if _font().get_char_index(ord(c)) else c.encode("unicode_escape").decode() for c in text))

@@ -1,0 +1,183 @@
+"""The report: one self-contained page and one results file for a training run.
+
+Artefacts that are in the store are read, missing cheap measures are computed into it, missing expensive ones are named
+with the command that makes them. The page holds no clock, host name or path: equal inputs give equal bytes. Both files
+are written aside and moved, so an interruption leaves the old ones or the new ones, and the next call goes on from the
+store.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from markupsafe import Markup
+
+from circuits.dynamics.determinism import deterministic
+from circuits.dynamics.sweep import THREADS_PER_TASK, Task, check_sweep, gather, run_tasks, write_dataset
+from circuits.files import write_whole
+from circuits.models.checkpoints import Checkpoints
+from circuits.progress import bar
+from circuits.results import canonical
+from circuits.views.html import POLICY, bundle, count, encoded, paragraph, table, template
+from circuits.views.sections import Section, Wanted, discover
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+PAGE, RESULTS = "report.html", "results.nc"
+
+
+@dataclass(frozen=True)
+class ReportResult:
+    """Where the report lies: ``html``, the page, and ``results``, netCDF4 that ``xr.open_dataset`` reads."""
+
+    html: Path
+    results: Path
+
+
+def report(
+    run: Checkpoints,
+    out: str | Path,
+    store: str | Path,
+    *,
+    sections: Sequence[Section] | None = None,
+    workers: int = 0,
+    progress: bool | None = None,
+) -> ReportResult:
+    """Measure a run and write ``report.html`` and ``results.nc``.
+
+    Args:
+        run: the training run. out: folder of the two files. store: folder of artefacts; both are made if need be.
+        sections: what the page shows (default: every file in ``circuits/views/sections``).
+        workers: processes to spread checkpoints over; 0 works in this one. progress: show a bar (default: if watched).
+
+    Raises:
+        TypeError: ``run`` is not Checkpoints. ValueError: ``out`` or ``store`` is a file, or sections disagree on a measure.
+    """
+    out, store = Path(out), Path(store)
+    sections = discover() if sections is None else tuple(sections)
+    for folder, what in ((out, "out"), (store, "store")):
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{what} is {folder}, a file; give a folder")
+    wanted = measures_of(sections, run)
+    tasks = [Task(want.measure, run, step, store) for step in run.steps for want in wanted.values() if want.cheap]
+    with bar(total=len(tasks), label=run.name, on=progress, unit="task") as shown:
+        failed = 0
+        for outcome in run_tasks(tasks, workers=workers):
+            failed += outcome.status == "failed"
+            shown.update()
+            if failed:
+                shown.set_postfix(failed=failed)
+    results: dict[str, xr.Dataset] = {}
+    absent: dict[str, str] = {}
+    for name, want in wanted.items():
+        try:
+            results[name] = clean(gather(want.measure, run, store))
+        except ValueError as error:
+            tried = want.cheap or any(Task(want.measure, run, step, store).record.exists() for step in run.steps)
+            absent[name] = without_paths(str(error)) if tried else "It takes long and is not in the store."
+    for section in sections:
+        if all(want.measure.name in results for want in section.measures(run)):
+            results.update(section.derive(run, results))
+    file = write_results(out / RESULTS, results, title=f"circuits report: {run.name}")
+    with deterministic(THREADS_PER_TASK):
+        parts = [
+            {"name": section.name, "title": section.title, "notices": notices(section, results, absent, run), "body": body(section, run, results)}
+            for section in sections
+        ]
+    page = template("report.html").render(
+        policy=POLICY, name=run.name, sections=parts, bundle=bundle(), results=RESULTS, digest=hashlib.sha256(file.read_bytes()).hexdigest()
+    )
+    content = encoded(page)
+    return ReportResult(write_whole(out / PAGE, lambda aside: aside.write_bytes(content) and None), file)
+
+
+def measures_of(sections: Sequence[Section], run: Checkpoints) -> dict[str, Wanted]:
+    """Every measure once, by name; cheap if any section says so.
+
+    Raises:
+        TypeError: ``run`` is not Checkpoints, or a measure is none. ValueError: one name, two configurations.
+    """
+    found: dict[str, Wanted] = {}
+    for section in sections:
+        for want in section.measures(run):
+            check_sweep(want.measure, run)
+            known = found.setdefault(want.measure.name, want)
+            if canonical([known.measure.version, known.measure.spec()]) != canonical([want.measure.version, want.measure.spec()]):
+                raise ValueError(f"section {section.name!r} measures {want.measure.name} with another configuration than an earlier section; use one")
+            if want.cheap and not known.cheap:
+                found[want.measure.name] = want
+    return found
+
+
+def body(section: Section, run: Checkpoints, results: "Mapping[str, xr.Dataset]") -> str:
+    """What a section shows; nothing where a measure of its has no data, and the reason where it cannot be drawn."""
+    if not all(want.measure.name in results for want in section.measures(run)):
+        return ""
+    try:
+        return section.render(run, results)
+    except ValueError as error:
+        return paragraph("This section could not be drawn: {}", without_paths(str(error)))
+
+
+def notices(section: Section, results: "Mapping[str, xr.Dataset]", absent: Mapping[str, str], run: Checkpoints) -> Markup:
+    """What is missing from a section's measures, why, and how to get it."""
+    said = []
+    for want in section.measures(run):
+        name = want.measure.name
+        remedy = Markup("Make it with <code>{}</code>").format(want.command) if want.command else "The next report tries again."
+        if name in absent:
+            said.append(Markup('<p class="notice"><b>{} has no data.</b> {} {}</p>').format(name, absent[name], remedy))
+            continue
+        data = results[name]
+        gone = np.flatnonzero(data["status"].values != "ok")
+        if len(gone):
+            rows = [(count(data["step"].values[i]), str(data["status"].values[i]), str(data["reason"].values[i]) or "not computed") for i in gone]
+            head = f"{name}: {len(gone)} of {data.sizes['step']} checkpoints have no data; they are left out below."
+            said.append(Markup('<div class="notice">{}{}</div>').format(table(("step", "status", "reason"), rows, caption=head, numeric=(0,)), remedy))
+    return Markup("\n").join(said)
+
+
+def without_paths(text: str) -> str:
+    """Text without absolute folders: what a file is called matters to a reader, where it lay does not."""
+    return re.sub(r"(?<![\w.:/])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"<>]+[/\\])+", "", text)
+
+
+def clean(data: "xr.Dataset") -> "xr.Dataset":
+    """A gathered result whose reasons name no folder of this machine."""
+    reasons = [without_paths(str(reason)) for reason in data["reason"].values]
+    return data.assign(reason=("step", np.array(reasons, dtype=object).astype("U")))
+
+
+def merged(results: "Mapping[str, xr.Dataset]", *, title: str) -> "xr.Dataset":
+    """All results as one dataset: ``<measure>_<variable>``, the measure's attributes on each of its variables.
+
+    Dimensions are shared where their labels agree; where they do not, the later measure's is called ``<measure>_<dim>``.
+    """
+    import xarray as xr
+
+    whole = xr.Dataset(attrs={"title": title, "measures": canonical(sorted(results))})
+    for name, data in results.items():
+        clash = {dim: f"{name}_{dim}" for dim in data.dims if dim in whole.dims and not _same(data, whole, str(dim))}
+        spare = [c for c in data.coords if c not in data.dims]
+        part = data.reset_coords(spare).rename(clash)
+        about: dict[Any, Any] = dict(data.attrs)
+        part = part.rename({variable: f"{name}_{variable}" for variable in part.data_vars})
+        for variable in part.data_vars:
+            part[variable].attrs = about
+        whole = whole.merge(part.drop_attrs(deep=False), join="exact", compat="no_conflicts", combine_attrs="override")
+    return whole
+
+
+def _same(data: "xr.Dataset", whole: "xr.Dataset", dim: str) -> bool:
+    return data.sizes[dim] == whole.sizes[dim] and np.array_equal(data[dim].values, whole[dim].values)
+
+
+def write_results(path: Path, results: "Mapping[str, xr.Dataset]", *, title: str) -> Path:
+    """Write the merged results as netCDF4."""
+    write_dataset(path, merged(results, title=title))
+    return path
