@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 
-def write_whole(path: str | Path, write: Callable[[Path], None]) -> Path:
+def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Let ``write`` fill a temporary file beside ``path``, then move it there; an interruption leaves the old file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -20,7 +20,7 @@ def write_whole(path: str | Path, write: Callable[[Path], None]) -> Path:
         with aside.open("rb") as whole:
             os.fsync(whole.fileno())
         aside.chmod(0o644)
-        os.replace(aside, path)
+        aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
     return path
@@ -29,7 +29,7 @@ def write_whole(path: str | Path, write: Callable[[Path], None]) -> Path:
 def write_json(path: str | Path, content: Any) -> Path:
     """Canonical JSON: sorted keys, two spaces, a final newline."""
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    return write_whole(path, lambda aside: aside.write_text(text, encoding="utf-8") and None)
+    return write_whole(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
 def read_json(path: str | Path, *, what: str) -> Any:

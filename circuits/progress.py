@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 
-def bar(items: Iterable[Any] | None = None, *, total: int | None = None, label: str, on: bool | None = None, **options: Any) -> Any:
+def bar(
+    items: Iterable[Any] | None = None, *, total: int | None = None, label: str, on: bool | None = None, **options: Any
+) -> Any:
     """A tqdm bar over ``items`` (or a manual one), written to stderr.
 
     Args:

@@ -23,8 +23,11 @@ class Measure(Protocol):
         name: what is measured. version: raised whenever the numbers change.
     """
 
-    name: str
-    version: int
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> int: ...
 
     def spec(self) -> dict[str, Any]:
         """Everything the numbers depend on beside the weights, JSON-able; data by hash."""

@@ -16,7 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "encodings", "lib2to3", "pydoc_data", "turtledemo"}
+LEFT_OUT = {
+    "test",
+    "tests",
+    "idle_test",
+    "site-packages",
+    "dist-packages",
+    "__pycache__",
+    "encodings",
+    "lib2to3",
+    "pydoc_data",
+    "turtledemo",
+}
 """Folders of the standard library that are tests, tables or third-party."""
 
 HELD_OUT_TENTHS = 1
@@ -136,7 +147,9 @@ def text_file(path: str | Path, *, kind: str = "text") -> Corpus:
     return _corpus(kind, [(f"{path.name}#{i}", d) for i, d in enumerate(documents)], str(path.name))
 
 
-def hf_dataset(path_or_name: str, *, split: str = "train", column: str = "text", kind: str = "text", limit: int | None = None) -> Corpus:
+def hf_dataset(
+    path_or_name: str, *, split: str = "train", column: str = "text", kind: str = "text", limit: int | None = None
+) -> Corpus:
     """A Hugging Face data set (hub name or local folder), one document per row.
 
     Needs the ``hub`` extra. Raises ValueError: the column does not exist.
@@ -144,8 +157,10 @@ def hf_dataset(path_or_name: str, *, split: str = "train", column: str = "text",
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise ValueError("reading a Hugging Face data set needs the datasets package: pip install 'circuits-interp[hub]'") from error
-    rows: Iterable[dict[str, Any]] = load_dataset(path_or_name, split=split)
+        raise ValueError(
+            "reading a Hugging Face data set needs the datasets package: pip install 'circuits-interp[hub]'"
+        ) from error
+    rows: Any = load_dataset(path_or_name, split=split)
     found = []
     for i, row in enumerate(rows):
         if limit is not None and i >= limit:

@@ -6,16 +6,14 @@ text itself, or of random tokens (which no n-gram statistics can predict). The b
 and ``s`` alone: the step number is the whole data cursor.
 """
 
-
-
 import numpy as np
 import torch
 from jaxtyping import Int
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, model_validator
 from torch import Tensor
 
 
-class RepeatConfig(BaseModel):
+class RepeatConfig(BaseModel, frozen=True, extra="forbid"):
     """How many sequences carry a repeat, and of what.
 
     Attributes:
@@ -23,8 +21,6 @@ class RepeatConfig(BaseModel):
         random_share: share of those whose span is random tokens.
         shortest, longest: length of the span in tokens.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     share: float = 0.5
     random_share: float = 0.5

@@ -74,14 +74,18 @@ def repeated_random_tokens(
     """
     pool = np.setdiff1d(np.arange(ids), [bos]) if isinstance(ids, int) else np.asarray(ids)
     if n < 1 or repeats < 2 or gap < 0 or examples < 1:
-        raise ValueError(f"n={n}, repeats={repeats}, gap={gap}, examples={examples}: need n >= 1, repeats >= 2, gap >= 0, examples >= 1")
+        raise ValueError(
+            f"n={n}, repeats={repeats}, gap={gap}, examples={examples}: need n >= 1, repeats >= 2, gap >= 0, examples >= 1"
+        )
     used = 1 + n * repeats + gap * (repeats - 1)
     tail = 0 if length is None else length - used
     if tail < 0:
         raise ValueError(f"n={n}, repeats={repeats}, gap={gap} make {used} tokens and length is {length}: use a smaller n or gap")
     drawn = n + gap * (repeats - 1) + tail
     if drawn > len(pool):
-        raise ValueError(f"{drawn} different tokens are needed and {len(pool)} ids are allowed: use a smaller n or gap, or allow more ids")
+        raise ValueError(
+            f"{drawn} different tokens are needed and {len(pool)} ids are allowed: use a smaller n or gap, or allow more ids"
+        )
     rng = np.random.default_rng(seed)
     rows = []
     for _ in range(examples):
@@ -120,7 +124,9 @@ def windows(stream: np.ndarray, *, n_ctx: int, examples: int, seed: int, bos: in
         ValueError: the stream is shorter than one window.
     """
     if len(stream) < n_ctx - 1:
-        raise ValueError(f"the token stream has {len(stream)} tokens, one window needs {n_ctx - 1}: give more text or a smaller n_ctx")
+        raise ValueError(
+            f"the token stream has {len(stream)} tokens, one window needs {n_ctx - 1}: give more text or a smaller n_ctx"
+        )
     rng = np.random.default_rng([seed, 3])
     starts = rng.integers(0, len(stream) - (n_ctx - 1) + 1, size=examples)
     body = stream[starts[:, None] + np.arange(n_ctx - 1)].astype(np.int64)

@@ -69,7 +69,10 @@ def battery(ids: np.ndarray, *, n_ctx: int, examples: int, groups: int, seed: in
     """
     length = min(n_ctx, 101)
     if length < SHORTEST:
-        raise ValueError(f"the model reads n_ctx = {n_ctx} tokens, attention detectors need at least {SHORTEST}: measure a model with a longer context")
+        raise ValueError(
+            f"the model reads n_ctx = {n_ctx} tokens, attention detectors need at least {SHORTEST}: measure a model with a "
+            "longer context"
+        )
     if len(ids) < length - 1:
         raise ValueError(f"{len(ids)} token ids are allowed and a sequence needs {length - 1} different ones: allow more ids")
     n, quarter = (length - 1) // 2, (length - 1) // 4
@@ -91,7 +94,9 @@ def battery(ids: np.ndarray, *, n_ctx: int, examples: int, groups: int, seed: in
     )
 
 
-def detector_scores(pattern: Float[Tensor, "example head query key"], tokens: Int[Tensor, "example pos"], which: str) -> dict[str, Tensor]:
+def detector_scores(
+    pattern: Float[Tensor, "example head query key"], tokens: Int[Tensor, "example pos"], which: str
+) -> dict[str, Tensor]:
     """The scores of one layer's patterns on one token set, each ``[example, head]``."""
     if which == "plain":
         return {
@@ -163,7 +168,9 @@ class AttentionScores:
 
     def __post_init__(self) -> None:
         if self.examples < 2 or self.groups < 2 or self.null_seeds < 0:
-            raise ValueError(f"examples={self.examples}, groups={self.groups}, null_seeds={self.null_seeds}: need at least 2, 2 and 0")
+            raise ValueError(
+                f"examples={self.examples}, groups={self.groups}, null_seeds={self.null_seeds}: need at least 2, 2 and 0"
+            )
         if self.tokens is not None:
             check_tokens(self.tokens, d_vocab=2**31, n_ctx=2**31, min_length=SHORTEST, needed_by="detect")
             object.__setattr__(self, "_text", array_hash(self.tokens.cpu()))
@@ -181,7 +188,9 @@ class AttentionScores:
     def tokens_for(self, n_ctx: int, d_vocab: int) -> Battery:
         ids = np.arange(1, d_vocab) if self.ids is None else np.asarray(self.ids)
         if len(ids) and (ids.min() < 0 or ids.max() >= d_vocab):
-            raise ValueError(f"ids run from {ids.min()} to {ids.max()}, the vocabulary is 0..{d_vocab - 1}: pass ids of this model")
+            raise ValueError(
+                f"ids run from {ids.min()} to {ids.max()}, the vocabulary is 0..{d_vocab - 1}: pass ids of this model"
+            )
         return battery(ids, n_ctx=n_ctx, examples=self.examples, groups=self.groups, seed=self.seed, tokens=self.tokens)
 
     def __call__(self, model: Any) -> Any:

@@ -65,7 +65,8 @@ def classify(scores: "xr.Dataset", *, threshold: float = THRESHOLD) -> "xr.Datas
     result["detector"] = (top.dims, chosen.detector.values[best.values])
     result.attrs = {
         "measure": "head_roles",
-        "definition": f"largest support (value - chance) / (1 - chance), if >= {threshold}, > 2 stderr and above the untrained null",
+        "definition": "largest support (value - chance) / (1 - chance), "
+        f"if >= {threshold}, > {Z_NEEDED:g} stderr and above the untrained null",
         "source": "circuits.detectors.classify",
     }
     return result

@@ -119,7 +119,12 @@ class RepeatLoss:
     version: int = field(default=1, init=False)
 
     def spec(self) -> dict[str, Any]:
-        return {"n": self.n, "examples": self.examples, "seed": self.seed, "ids": None if self.ids is None else array_hash(np.asarray(self.ids))}
+        return {
+            "n": self.n,
+            "examples": self.examples,
+            "seed": self.seed,
+            "ids": None if self.ids is None else array_hash(np.asarray(self.ids)),
+        }
 
     def __call__(self, model: Any) -> Any:
         """Measure a model; ``value`` and ``stderr`` in nats, the two drops beside it, chance 0.
@@ -130,7 +135,9 @@ class RepeatLoss:
         check_model(model)
         check_finite(model)
         if 2 * self.n + 1 > model.cfg.n_ctx:
-            raise ValueError(f"n = {self.n} makes {2 * self.n + 1} tokens, the model reads n_ctx = {model.cfg.n_ctx}: use a smaller n")
+            raise ValueError(
+                f"n = {self.n} makes {2 * self.n + 1} tokens, the model reads n_ctx = {model.cfg.n_ctx}: use a smaller n"
+            )
         ids = model.cfg.d_vocab if self.ids is None else np.asarray(self.ids)
         repeats = repeated_random_tokens(ids, n=self.n, examples=self.examples, seed=self.seed)
         exact = self._drop(loss_per_token(model, repeats.tokens))

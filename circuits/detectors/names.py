@@ -7,6 +7,7 @@ n-gram statistics, or a preference for tokens already seen, can do without induc
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,7 +72,9 @@ def name_prompts(
         ValueError: the text is too short to hold a name twice.
     """
     if text.shape[1] < 48:
-        raise ValueError(f"the text has {text.shape[1]} tokens a sequence, a name twice in context needs at least 48: pass longer ones")
+        raise ValueError(
+            f"the text has {text.shape[1]} tokens a sequence, a name twice in context needs at least 48: pass longer ones"
+        )
     rng = np.random.default_rng([seed, 21])
     length = text.shape[1] - 1
     rows: dict[str, list[Tensor]] = {"exact": [], "shuffled": []}
@@ -94,7 +97,7 @@ def derangement(size: int, rng: np.random.Generator) -> list[int]:
     """A random order in which no two neighbours stand as before: no bigram of the name survives."""
     while True:
         order = rng.permutation(size).tolist()
-        if all(b != a + 1 for a, b in zip(order, order[1:], strict=False)):
+        if all(b != a + 1 for a, b in pairwise(order)):
             return order
 
 

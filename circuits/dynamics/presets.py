@@ -2,13 +2,13 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError, model_validator
 
 from circuits.data.mixture import RepeatConfig
 from circuits.models.config import HookedTransformerConfig, describe
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     """A training run: model, data, optimiser and checkpoint schedule.
 
     Attributes:
@@ -18,8 +18,6 @@ class TrainConfig(BaseModel):
         log_checkpoints: checkpoints at 0 and powers of two up to ``linear_from``, then every ``every`` steps.
         save_every: steps between resumable states.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     model: HookedTransformerConfig

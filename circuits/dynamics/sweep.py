@@ -10,6 +10,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -82,17 +83,15 @@ def run_task(task: Task) -> Outcome:
         return Outcome(task.step, "ok")
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        try:
+        # Weights that cannot be read have no hash to name a record by; the outcome still says what was wrong.
+        with suppress(ValueError):
             write_json(task.record, {"step": task.step, "measure": task.measure.name, "reason": reason})
-        except ValueError:
-            # The weights themselves cannot be read, so they have no hash to name a record by; the outcome still says it.
-            pass
         return Outcome(task.step, "failed", reason)
 
 
 def write_dataset(path: Path, data: "xr.Dataset") -> None:
     """Write netCDF4 aside and move it into place."""
-    write_whole(path, lambda aside: data.to_netcdf(aside, engine="h5netcdf") and None)
+    write_whole(path, lambda aside: data.to_netcdf(aside, engine="h5netcdf"))
 
 
 def read_artefact(path: Path) -> "xr.Dataset | None":
@@ -159,7 +158,9 @@ def check_sweep(measure: Any, checkpoints: Any) -> None:
     if not isinstance(measure, Measure):
         raise TypeError(f"got {type(measure).__name__}, need a measure (name, version, spec(), call), e.g. AttentionScores()")
     if not isinstance(checkpoints, Checkpoints):
-        raise TypeError(f"got {type(checkpoints).__name__}, need Checkpoints: Checkpoints.from_dir(path) or from_states({{step: state}}, cfg)")
+        raise TypeError(
+            f"got {type(checkpoints).__name__}, need Checkpoints: Checkpoints.from_dir(path) or from_states({{step: state}}, cfg)"
+        )
 
 
 def gather(measure: Measure, checkpoints: Checkpoints, store: str | Path) -> "xr.Dataset":

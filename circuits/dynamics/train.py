@@ -71,7 +71,9 @@ def prepare(config: TrainConfig, out: Path) -> TrainingData:
         write_whole(path, lambda aside: built.save(str(aside)))
     tokenizer = load_tokenizer(path)
     if tokenizer.get_vocab_size() > config.model.d_vocab:
-        raise ValueError(f"{path} has {tokenizer.get_vocab_size()} ids and the model {config.model.d_vocab}: train into an empty folder")
+        raise ValueError(
+            f"{path} has {tokenizer.get_vocab_size()} ids and the model {config.model.d_vocab}: train into an empty folder"
+        )
     stream = np.concatenate([encode_stream(tokenizer, c.documents) for c in train])
     evaluation = evaluation_tokens(tokenizer, held_out, n_ctx=config.model.n_ctx)
     evaluation["token_counts"] = torch.from_numpy(np.bincount(stream, minlength=config.model.d_vocab).astype(np.int32))
@@ -88,7 +90,11 @@ def evaluation_tokens(tokenizer: "Tokenizer", held_out: list[Corpus], *, n_ctx: 
     if found:
         first = next(iter(found))
         found[f"shuffled_{first}"] = shuffle_tokens(found[first])
-    pairs = [tuple(tokenizer.encode(b, add_special_tokens=False).ids[0] for b in pair) for pair in BRACKETS]
+
+    def single(bracket: str) -> int:
+        return tokenizer.encode(bracket, add_special_tokens=False).ids[0]
+
+    pairs = [(single(opening), single(closing)) for opening, closing in BRACKETS]
     found["brackets"] = dyck(pairs, length=(n_ctx - 1) // 2 * 2, examples=EVALUATION_EXAMPLES).tokens
     return {kind: tokens.to(torch.int32) for kind, tokens in found.items()}
 
@@ -101,9 +107,9 @@ def train(config: TrainConfig, out: str | Path, *, progress: bool | None = None)
     """Train, or go on with a run that was stopped, until ``config.steps``.
 
     Writes into ``out``: ``config.json``, ``meta.json``, ``tokenizer.json``, ``evaluation.safetensors``, ``losses.csv`` and
-    ``checkpoints/step_*.safetensors``; while unfinished also ``state.pt`` to resume from. A finished run is left alone. Stopping it at any moment loses
-    at most ``save_every`` steps of work, and the resumed run writes the same bytes as an unbroken one on the same
-    machine and thread count.
+    ``checkpoints/step_*.safetensors``; while unfinished also ``state.pt`` to resume from. A finished run is left alone.
+    Stopping it at any moment loses at most ``save_every`` steps of work, and the resumed run writes the same bytes as an
+    unbroken one on the same machine and thread count.
 
     Raises:
         ValueError: ``out`` holds a run of another configuration or on other data; the loss is no longer finite.
@@ -111,13 +117,17 @@ def train(config: TrainConfig, out: str | Path, *, progress: bool | None = None)
     out = Path(out)
     known = read_json(out / "train.json", what="the run's training configuration") if (out / "train.json").exists() else None
     if known is not None and known != config.model_dump(mode="json"):
-        raise ValueError(f"{out} holds a run of another configuration; give an empty folder, or the same options to go on with it")
+        raise ValueError(
+            f"{out} holds a run of another configuration; give an empty folder, or the same options to go on with it"
+        )
     if step_file(out, config.steps).exists() and not (out / "state.pt").exists():
         return out
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device)
     data = prepare(config, out)
     if (out / "meta.json").exists() and read_json(out / "meta.json", what="the run's description")["data"] != data.identity:
-        raise ValueError(f"{out} was begun on other text than this Python's ({data.identity}); go on where it began, or in an empty folder")
+        raise ValueError(
+            f"{out} was begun on other text than this Python's ({data.identity}); go on where it began, or in an empty folder"
+        )
     for leftover in out.rglob(".*.partial"):  # what a killed run was writing
         leftover.unlink()
     write_json(out / "train.json", config.model_dump(mode="json"))
@@ -149,12 +159,16 @@ def describe_run(config: TrainConfig, data: TrainingData) -> dict[str, Any]:
 
 def _loop(config: TrainConfig, data: TrainingData, out: Path, device: torch.device, progress: bool | None) -> None:
     model = HookedTransformer(config.model).to(device).train()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, foreach=True)
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, foreach=True
+    )
     step, losses = _resume(out / "state.pt", model, optimiser)
     keep = set(config.checkpoint_steps())
     ids = random_ids(data.counts, trim=0.0)
     per_step = config.batch * config.model.n_ctx
-    with bar(total=config.steps * per_step, initial=step * per_step, label=config.name, on=progress, unit="tok", unit_scale=True) as shown:
+    with bar(
+        total=config.steps * per_step, initial=step * per_step, label=config.name, on=progress, unit="tok", unit_scale=True
+    ) as shown:
         while True:
             if step in keep:
                 save_weights(step_file(out, step), model.state_dict(), step=step)
@@ -166,7 +180,13 @@ def _loop(config: TrainConfig, data: TrainingData, out: Path, device: torch.devi
                 _save_losses(out / "losses.csv", losses)
                 _save_state(out / "state.pt", model, optimiser, step, losses)
             batch = training_batch(
-                data.stream, step=step, seed=config.seed, batch=config.batch, n_ctx=config.model.n_ctx, repeats=config.repeats, ids=ids
+                data.stream,
+                step=step,
+                seed=config.seed,
+                batch=config.batch,
+                n_ctx=config.model.n_ctx,
+                repeats=config.repeats,
+                ids=ids,
             )
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(config, step)
@@ -178,20 +198,27 @@ def _loop(config: TrainConfig, data: TrainingData, out: Path, device: torch.devi
             optimiser.step()
             losses.append(float(loss.detach()))
             if not math.isfinite(losses[-1]):
-                raise ValueError(f"the loss is {losses[-1]} at step {step}: the run diverged; train with a smaller lr than {config.lr}")
+                raise ValueError(
+                    f"the loss is {losses[-1]} at step {step}: the run diverged; train with a smaller lr than {config.lr}"
+                )
             step += 1
             shown.update(per_step)
             shown.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
 
 
 def _save_state(path: Path, model: HookedTransformer, optimiser: torch.optim.Optimizer, step: int, losses: list[float]) -> None:
-    state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "losses": torch.tensor(losses, dtype=torch.float64)}
+    state = {
+        "model": model.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "step": step,
+        "losses": torch.tensor(losses, dtype=torch.float64),
+    }
     write_whole(path, lambda aside: torch.save(state, aside))
 
 
 def _save_losses(path: Path, losses: list[float]) -> None:
     text = "step,loss\n" + "".join(f"{i},{loss!r}\n" for i, loss in enumerate(losses))
-    write_whole(path, lambda aside: aside.write_text(text) and None)
+    write_whole(path, lambda aside: aside.write_text(text))
 
 
 def _resume(path: Path, model: HookedTransformer, optimiser: torch.optim.Optimizer) -> tuple[int, list[float]]:

@@ -8,12 +8,12 @@ mixtures of experts, encoder-decoders, ...) is not a field here, so giving it is
 import math
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError, model_validator
 
 ACTIVATIONS = ("relu", "gelu", "gelu_new", "gelu_fast", "silu", "solu", "solu_ln")
 
 
-class HookedTransformerConfig(BaseModel):
+class HookedTransformerConfig(BaseModel, frozen=True, extra="forbid"):
     """Shape and arithmetic of one HookedTransformer.
 
     Args:
@@ -37,8 +37,6 @@ class HookedTransformerConfig(BaseModel):
     Raises:
         ValueError: a size is not positive, or fields contradict each other.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     n_layers: int
     d_model: int
@@ -91,7 +89,12 @@ class HookedTransformerConfig(BaseModel):
                 filled["d_mlp"] = 4 * d_model
             if filled.get("initializer_range", -1.0) == -1.0:
                 filled["initializer_range"] = 0.8 / math.sqrt(d_model)
-        if isinstance(d_head, int) and d_head > 0 and filled.get("use_attn_scale", True) and filled.get("attn_scale", -1.0) == -1.0:
+        if (
+            isinstance(d_head, int)
+            and d_head > 0
+            and filled.get("use_attn_scale", True)
+            and filled.get("attn_scale", -1.0) == -1.0
+        ):
             filled["attn_scale"] = math.sqrt(d_head)
         return filled
 
@@ -122,7 +125,9 @@ class HookedTransformerConfig(BaseModel):
         for field in ("attn_scale", "attn_scores_soft_cap", "output_logits_soft_cap"):
             value = getattr(self, field)
             if value != -1.0 and not 0 < value < math.inf:
-                raise ValueError(f"{field} is {value}; it must be positive, or -1 for {'sqrt(d_head)' if field == 'attn_scale' else 'none'}")
+                raise ValueError(
+                    f"{field} is {value}; it must be positive, or -1 for {'sqrt(d_head)' if field == 'attn_scale' else 'none'}"
+                )
         for field in ("eps", "initializer_range"):
             if not 0 <= getattr(self, field) < math.inf:
                 raise ValueError(f"{field} is {getattr(self, field)}; it must not be negative")

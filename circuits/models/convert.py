@@ -63,7 +63,9 @@ def from_transformer_lens(model: Any) -> HookedTransformer:
         ValueError: the model does what ours cannot; the config field or weight is named.
     """
     bridged = hasattr(model, "tl_parameters")
-    if not bridged and not any(c.__name__ == "HookedTransformer" and c.__module__.startswith("transformer_lens") for c in type(model).mro()):
+    if not bridged and not any(
+        c.__name__ == "HookedTransformer" and c.__module__.startswith("transformer_lens") for c in type(model).mro()
+    ):
         raise TypeError(f"got {type(model).__name__}, need a transformer-lens HookedTransformer (3.9) or TransformerBridge (4.x)")
     fields = _fields(model)
     weights = dict(model.tl_parameters() if bridged else model.state_dict())
@@ -139,14 +141,20 @@ def _fields(model: Any) -> dict[str, Any]:
     if architecture is not None and architecture not in BRIDGES:
         raise ValueError(f"architecture is {architecture}; a bridge can be represented here if it is one of {', '.join(BRIDGES)}")
     if given.pop("n_key_value_heads", None) not in (None, cfg.n_heads):
-        raise ValueError(f"n_key_value_heads is {cfg.n_key_value_heads}: grouped keys cannot be represented, every head has its own")
+        raise ValueError(
+            f"n_key_value_heads is {cfg.n_key_value_heads}: grouped keys cannot be represented, every head has its own"
+        )
     rope = given.pop("rope_parameters", None) or {}
     if rope.get("rope_type", "default") != "default":
         raise ValueError(f"rope_parameters ask for {rope['rope_type']} scaling, which cannot be represented; only 'default' can")
     for name, value in given.items():
         if name in NATIVE_DEAF and architecture == NATIVE and value != HookedTransformerConfig.model_fields[name].default:
-            raise ValueError(f"{name} is {value}, which a native bridge accepts and does not apply; unset it to convert what is computed")
-        if name not in COPIED | IGNORED and not (value is None or value is False or (name == "rotary_scaling_factor" and value == 1)):
+            raise ValueError(
+                f"{name} is {value}, which a native bridge accepts and does not apply; unset it to convert what is computed"
+            )
+        if name not in COPIED | IGNORED and not (
+            value is None or value is False or (name == "rotary_scaling_factor" and value == 1)
+        ):
             raise ValueError(f"{name} is {value!r}, which a HookedTransformer cannot represent")
 
     fields = {name: value for name, value in given.items() if name in COPIED}
@@ -180,9 +188,13 @@ def _load(ours: HookedTransformer, weights: Mapping[str, Tensor]) -> None:
     needed = ours.state_dict()
     for name, weight in weights.items():
         if name not in needed:
-            raise ValueError(f"the model has a weight {name}, which a HookedTransformer of its config does not; it cannot be represented")
+            raise ValueError(
+                f"the model has a weight {name}, which a HookedTransformer of its config does not; it cannot be represented"
+            )
         if weight.shape != needed[name].shape:
-            raise ValueError(f"{name} has shape {tuple(weight.shape)}, its config means {tuple(needed[name].shape)}; it cannot be represented")
+            raise ValueError(
+                f"{name} has shape {tuple(weight.shape)}, its config means {tuple(needed[name].shape)}; it cannot be represented"
+            )
     if missing := sorted(set(needed) - set(weights)):
         raise ValueError(f"the model shows no weight {missing[0]}, which its config means it to have; it cannot be represented")
     ours.load_state_dict(weights)
@@ -198,6 +210,7 @@ def _check_same(ours: HookedTransformer, theirs: Any) -> None:
     size = float(expected.abs().max())
     if not gap <= 1e-4 * size:
         raise ValueError(
-            f"the converted model's logits are off by {gap:.2g} where the largest is {size:.2g}: the model computes something that "
+            f"the converted model's logits are off by {gap:.2g} where the largest is {size:.2g}: the model computes "
+            "something that "
             "its config does not say (or a hook is on it: call model.reset_hooks()), so it cannot be represented"
         )

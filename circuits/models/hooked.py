@@ -8,7 +8,7 @@ Source: the class transformer-lens removed in 4.0; Elhage et al. 2021 for the ar
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn as nn
@@ -45,13 +45,14 @@ class Output(NamedTuple):
     loss: Tensor
 
 
-def stacked(part: str, name: str) -> property:
-    """A property: this weight of every layer, ``[layer, ...]``."""
+class Stacked:
+    """An attribute of the model: this weight of every layer, ``[layer, ...]``."""
 
-    def stack(model: Any) -> Tensor:
-        return torch.stack([getattr(getattr(block, part), name) for block in model.blocks])
+    def __init__(self, part: str, name: str):
+        self.part, self.name = part, name
 
-    return property(stack)
+    def __get__(self, model: Any, owner: Any = None) -> Tensor:
+        return torch.stack([getattr(getattr(block, self.part), self.name) for block in model.blocks])
 
 
 class Embed(nn.Module):
@@ -106,7 +107,8 @@ class HookedTransformer(HookedRootModule):
         if cfg.positional_embedding_type in ("standard", "shortformer"):
             self.pos_embed = PosEmbed(cfg)
             self.hook_pos_embed = HookPoint()  # [batch, pos, d_model]
-        self.blocks = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layers))
+        # torch calls the items of a ModuleList plain modules; a type checker should know what they are.
+        self.blocks = cast(Sequence[Block], nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layers)))
         self.ln_final = make_norm(cfg, final=True)
         self.unembed = Unembed(cfg)
         self._initialise()
@@ -185,7 +187,9 @@ class HookedTransformer(HookedRootModule):
             pos = pos.clone()  # a hook may write into what it is given, and this is a view of the weights
         return self.hook_pos_embed(pos)
 
-    def run_with_cache(self, *model_args: Any, return_cache_object: bool = True, remove_batch_dim: bool = False, **kwargs: Any) -> Any:
+    def run_with_cache(
+        self, *model_args: Any, return_cache_object: bool = True, remove_batch_dim: bool = False, **kwargs: Any
+    ) -> Any:
         """As transformer-lens': the output and an ``ActivationCache`` (or a plain dict) of every hooked activation."""
         out, cache = super().run_with_cache(*model_args, remove_batch_dim=remove_batch_dim, **kwargs)
         if not return_cache_object:
@@ -262,17 +266,37 @@ class HookedTransformer(HookedRootModule):
             raise TypeError(f"got the text {tokens!r}, need token ids: encode it with the run's tokenizer")
         return self.W_U.T[tokens]
 
-    W_E = property(lambda self: self.embed.W_E)  # [d_vocab, d_model]
-    W_pos = property(lambda self: self.pos_embed.W_pos)  # [n_ctx, d_model]
-    W_U = property(lambda self: self.unembed.W_U)  # [d_model, d_vocab_out]
-    b_U = property(lambda self: self.unembed.b_U)  # [d_vocab_out]
-    W_Q, W_K, W_V = stacked("attn", "W_Q"), stacked("attn", "W_K"), stacked("attn", "W_V")  # [layer, head, d_model, d_head]
-    b_Q, b_K, b_V = stacked("attn", "b_Q"), stacked("attn", "b_K"), stacked("attn", "b_V")  # [layer, head, d_head]
-    W_O, b_O = stacked("attn", "W_O"), stacked("attn", "b_O")  # [layer, head, d_head, d_model] and [layer, d_model]
-    W_in, b_in = stacked("mlp", "W_in"), stacked("mlp", "b_in")  # [layer, d_model, d_mlp] and [layer, d_mlp]
-    W_out, b_out = stacked("mlp", "W_out"), stacked("mlp", "b_out")  # [layer, d_mlp, d_model] and [layer, d_model]
-    QK = property(lambda self: FactoredMatrix(self.W_Q, self.W_K.transpose(-2, -1)))  # [layer, head, d_model, d_model]
-    OV = property(lambda self: FactoredMatrix(self.W_V, self.W_O))  # [layer, head, d_model, d_model]
+    W_Q, W_K, W_V = Stacked("attn", "W_Q"), Stacked("attn", "W_K"), Stacked("attn", "W_V")  # [layer, head, d_model, d_head]
+    b_Q, b_K, b_V = Stacked("attn", "b_Q"), Stacked("attn", "b_K"), Stacked("attn", "b_V")  # [layer, head, d_head]
+    W_O, b_O = Stacked("attn", "W_O"), Stacked("attn", "b_O")  # [layer, head, d_head, d_model] and [layer, d_model]
+    W_in, b_in = Stacked("mlp", "W_in"), Stacked("mlp", "b_in")  # [layer, d_model, d_mlp] and [layer, d_mlp]
+    W_out, b_out = Stacked("mlp", "W_out"), Stacked("mlp", "b_out")  # [layer, d_mlp, d_model] and [layer, d_model]
+
+    @property
+    def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
+        return self.embed.W_E
+
+    @property
+    def W_pos(self) -> Float[Tensor, "n_ctx d_model"]:
+        return self.pos_embed.W_pos
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab_out"]:
+        return self.unembed.W_U
+
+    @property
+    def b_U(self) -> Float[Tensor, "d_vocab_out"]:
+        return self.unembed.b_U
+
+    @property
+    def QK(self) -> FactoredMatrix:
+        """``W_Q W_K^T`` of every head, ``[layer, head, d_model, d_model]``, kept as its two factors."""
+        return FactoredMatrix(self.W_Q, self.W_K.transpose(-2, -1))
+
+    @property
+    def OV(self) -> FactoredMatrix:
+        """``W_V W_O`` of every head, ``[layer, head, d_model, d_model]``, kept as its two factors."""
+        return FactoredMatrix(self.W_V, self.W_O)
 
 
 def next_token_loss(

@@ -13,6 +13,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from circuits.models.config import HookedTransformerConfig
 from circuits.models.upstream import HookPoint
@@ -33,7 +34,7 @@ def may_fuse(module: nn.Module, x: Tensor, *points: HookPoint) -> bool:
 
 def is_transformed(x: Tensor) -> bool:
     """Whether ``x`` is inside a ``torch.func`` transform (``vmap``, ``grad``, ...), where its values cannot be looked at."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return is_functorch_wrapped_tensor(x)
 
 
 def dtype_of(cfg: HookedTransformerConfig) -> torch.dtype:
@@ -77,6 +78,9 @@ def make_norm(cfg: HookedTransformerConfig, *, final: bool = False) -> nn.Module
 
 class Attention(nn.Module):
     """Causal multi-head attention with a hook on every step."""
+
+    rotary_sin: Tensor  # [n_ctx, rotary_dim]
+    rotary_cos: Tensor
 
     def __init__(self, cfg: HookedTransformerConfig, layer: int):
         super().__init__()

@@ -30,16 +30,23 @@ def check_pattern(pattern: Tensor, *, where: str = "pattern") -> None:
         TypeError: not a floating tensor. ValueError: wrong rank or not square, values outside [0, 1], or rows not summing to 1.
     """
     if not isinstance(pattern, Tensor) or not pattern.dtype.is_floating_point:
-        raise TypeError(f"{where} is {getattr(pattern, 'dtype', type(pattern).__name__)}; need a floating tensor [example, head, query, key]")
+        raise TypeError(
+            f"{where} is {getattr(pattern, 'dtype', type(pattern).__name__)}; need a floating tensor [example, head, query, key]"
+        )
     if pattern.ndim != 4 or pattern.shape[-1] != pattern.shape[-2] or 0 in pattern.shape:
-        raise ValueError(f"{where} has shape {tuple(pattern.shape)}; need [example, head, query, key] with query = key, e.g. cache['pattern', 0]")
+        raise ValueError(
+            f"{where} has shape {tuple(pattern.shape)}; need [example, head, query, key] with query = key, e.g. "
+            "cache['pattern', 0]"
+        )
     rows = pattern.sum(-1)
     worst = (rows - 1).abs().amax(dim=(0, 2))
     bad = ~(worst < 1e-3) | (pattern.amin(dim=(0, 2, 3)) < -1e-6)
     if bool(bad.any()):
         head = int(bad.nonzero()[0])
         found = float(rows[:, head].flatten()[(rows[:, head].flatten() - 1).abs().nan_to_num(nan=torch.inf).argmax()])
-        raise ValueError(f"{where} rows sum to {found:.2f} at head {head}; pass cache['pattern', layer] (after softmax), not attention scores")
+        raise ValueError(
+            f"{where} rows sum to {found:.2f} at head {head}; pass cache['pattern', layer] (after softmax), not attention scores"
+        )
 
 
 def uniform_pattern(length: int, *, dtype: torch.dtype = torch.float64) -> Float[Tensor, "1 1 query key"]:
@@ -100,7 +107,9 @@ def attention_on(
     return torch.einsum("ehqk,eqk->eh", pattern, weights)
 
 
-def previous_token_score(pattern: Float[Tensor, "example head query key"], tokens: Int[Tensor, "example pos"]) -> Float[Tensor, "example head"]:
+def previous_token_score(
+    pattern: Float[Tensor, "example head query key"], tokens: Int[Tensor, "example pos"]
+) -> Float[Tensor, "example head"]:
     """Mean attention from each position to the one before it, ``mean_{i>=2} A[i, i-1]``; in [0, 1].
 
     Chance under uniform attention over T positions is ``mean_{i=2}^{T-1} 1/(i+1)`` (.042 for T = 101).
@@ -109,17 +118,23 @@ def previous_token_score(pattern: Float[Tensor, "example head query key"], token
     return attention_on(pattern, previous_token_mask(tokens), what="previous-token attention")
 
 
-def current_token_score(pattern: Float[Tensor, "example head query key"], tokens: Int[Tensor, "example pos"]) -> Float[Tensor, "example head"]:
+def current_token_score(
+    pattern: Float[Tensor, "example head query key"], tokens: Int[Tensor, "example pos"]
+) -> Float[Tensor, "example head"]:
     """Mean attention from each position to itself, ``mean_{i>=1} A[i, i]``; in [0, 1]. Source: Elhage et al. 2021."""
     return attention_on(pattern, current_token_mask(tokens), what="current-token attention")
 
 
-def first_token_score(pattern: Float[Tensor, "example head query key"], tokens: Int[Tensor, "example pos"]) -> Float[Tensor, "example head"]:
+def first_token_score(
+    pattern: Float[Tensor, "example head query key"], tokens: Int[Tensor, "example pos"]
+) -> Float[Tensor, "example head"]:
     """Mean attention to BOS, ``mean_{i>=1} A[i, 0]``; in [0, 1]. Elsewhere called resting or attention sink."""
     return attention_on(pattern, first_token_mask(tokens), what="first-token attention")
 
 
-def duplicate_token_score(pattern: Float[Tensor, "example head query key"], tokens: Int[Tensor, "example pos"]) -> Float[Tensor, "example head"]:
+def duplicate_token_score(
+    pattern: Float[Tensor, "example head query key"], tokens: Int[Tensor, "example pos"]
+) -> Float[Tensor, "example head"]:
     """Mean attention to earlier occurrences of the current token, over rows that have one; in [0, 1].
 
     Source: Wang et al. 2022 (IOI), duplicate-token heads; the sum over all earlier occurrences.
@@ -127,7 +142,9 @@ def duplicate_token_score(pattern: Float[Tensor, "example head query key"], toke
     return attention_on(pattern, duplicate_token_mask(tokens), what="duplicate-token attention")
 
 
-def induction_score(pattern: Float[Tensor, "example head query key"], tokens: Int[Tensor, "example pos"]) -> Float[Tensor, "example head"]:
+def induction_score(
+    pattern: Float[Tensor, "example head query key"], tokens: Int[Tensor, "example pos"]
+) -> Float[Tensor, "example head"]:
     """Mean attention to the tokens that followed the current token before, over rows that have one; in [0, 1].
 
     On 25 random tokens repeated 4 times this is Olsson et al. 2022's prefix-matching score (read as "the token we
@@ -137,13 +154,17 @@ def induction_score(pattern: Float[Tensor, "example head query key"], tokens: In
     return attention_on(pattern, induction_mask(tokens), what="induction")
 
 
-def attention_by_lag(pattern: Float[Tensor, "example head query key"], lags: Int[Tensor, "lag"]) -> Float[Tensor, "example head lag"]:
+def attention_by_lag(
+    pattern: Float[Tensor, "example head query key"], lags: Int[Tensor, "lag"]
+) -> Float[Tensor, "example head lag"]:
     """Mean attention at each fixed distance ``d``: ``mean_{i>d} A[i, i-d]`` (key 0 excluded)."""
     per_lag = [pattern.diagonal(-int(d), dim1=-2, dim2=-1)[..., 1:].mean(-1) for d in lags]
     return torch.stack(per_lag, dim=-1)
 
 
-def fixed_lag_score(pattern: Float[Tensor, "example head query key"]) -> tuple[Float[Tensor, "example head"], Int[Tensor, "head"]]:
+def fixed_lag_score(
+    pattern: Float[Tensor, "example head query key"],
+) -> tuple[Float[Tensor, "example head"], Int[Tensor, "head"]]:
     """Attention at the best single distance d >= 2, and that distance.
 
     ``max_{2 <= d <= T/2} mean_{i>d} A[i, i-d]``. The distance is chosen on the other half of the examples (even for odd,

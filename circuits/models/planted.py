@@ -11,11 +11,11 @@ per other key. A head with nothing to match attends uniformly.
 """
 
 import torch
-from torch import Tensor
 
 from circuits.models.config import HookedTransformerConfig
 from circuits.models.heads import Head
 from circuits.models.hooked import HookedTransformer
+from circuits.models.layers import Attention
 
 PLANTED: dict[str, Head] = {
     "previous_token": Head(0, 0),
@@ -118,9 +118,8 @@ def uniform_model(*, n_layers: int = 1, n_heads: int = 2, d_vocab: int = 101, n_
     return model
 
 
-def _copy(attn: torch.nn.Module, head: int, source: slice, target: slice) -> None:
+def _copy(attn: Attention, head: int, source: slice, target: slice) -> None:
     """OV of one head: what stands in ``source`` at the attended key goes to ``target``."""
     size = source.stop - source.start
-    weights: dict[str, Tensor] = dict(attn.named_parameters())
-    weights["W_V"][head, source, :size] = torch.eye(size)
-    weights["W_O"][head, :size, target] = torch.eye(size)
+    attn.W_V[head, source, :size] = torch.eye(size)
+    attn.W_O[head, :size, target] = torch.eye(size)

@@ -94,9 +94,13 @@ def check_tokens(
     if tokens.dtype.is_floating_point or tokens.dtype.is_complex or tokens.dtype == torch.bool:
         raise TypeError(f"tokens have dtype {tokens.dtype}, {needed_by} needs integer ids: pass tokens.long()")
     if tokens.ndim != 2:
-        raise ValueError(f"tokens have shape {tuple(tokens.shape)}, {needed_by} needs [batch, pos]: use tokens.reshape(1, -1) for one sequence")
+        raise ValueError(
+            f"tokens have shape {tuple(tokens.shape)}, {needed_by} needs [batch, pos]: use tokens.reshape(1, -1) for one sequence"
+        )
     if tokens.shape[0] == 0 or tokens.shape[1] == 0:
-        raise ValueError(f"tokens have shape {tuple(tokens.shape)}, which is empty; {needed_by} needs at least one sequence of one token")
+        raise ValueError(
+            f"tokens have shape {tuple(tokens.shape)}, which is empty; {needed_by} needs at least one sequence of one token"
+        )
     if tokens.shape[1] < min_length:
         raise ValueError(f"sequences have {tokens.shape[1]} tokens, {needed_by} needs at least {min_length}: pass longer ones")
     if tokens.shape[1] > n_ctx:
@@ -106,7 +110,9 @@ def check_tokens(
     if not tokens.is_cuda:
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= d_vocab:
-            raise ValueError(f"token ids run from {low} to {high}, the vocabulary is 0..{d_vocab - 1}: use the model's own tokenizer")
+            raise ValueError(
+                f"token ids run from {low} to {high}, the vocabulary is 0..{d_vocab - 1}: use the model's own tokenizer"
+            )
 
 
 @contextmanager

@@ -59,7 +59,9 @@ def view(
     if sequence.shape[0] != 1:
         raise ValueError(f"tokens hold {sequence.shape[0]} sequences, view shows one: pass tokens[0]")
     if sequence.shape[1] > MOST_TOKENS:
-        raise ValueError(f"the sequence has {sequence.shape[1]} tokens, view shows at most {MOST_TOKENS}: pass tokens[:{MOST_TOKENS}]")
+        raise ValueError(
+            f"the sequence has {sequence.shape[1]} tokens, view shows at most {MOST_TOKENS}: pass tokens[:{MOST_TOKENS}]"
+        )
     if value_weighted not in (False, True, "renormalised"):
         raise ValueError(f"value_weighted is {value_weighted!r}; give False, True or 'renormalised'")
     if not 200 <= height <= 4000:
@@ -74,15 +76,18 @@ def heads_of(given: Any, cfg: Any) -> list[Head]:
     Raises:
         TypeError, ValueError: it names none, or one the model does not have.
     """
-    if isinstance(given, int) and not isinstance(given, bool):
+    if type(given) is int:
         if not 0 <= given < cfg.n_layers:
             raise ValueError(f"there is no layer {given}: the model has layers 0..{cfg.n_layers - 1}")
         return [Head(given, h) for h in range(cfg.n_heads)]
-    several = isinstance(given, Sequence) and not isinstance(given, str) and not all(isinstance(part, int) for part in given)
-    return list(dict.fromkeys(Head.parse(one, cfg) for one in given)) if several else [Head.parse(given, cfg)]
+    if isinstance(given, Sequence) and not isinstance(given, str) and not all(isinstance(part, int) for part in given):
+        return list(dict.fromkeys(Head.parse(one, cfg) for one in given))
+    return [Head.parse(given, cfg)]
 
 
-def patterns_of(model: Any, tokens: "Tensor", heads: Sequence[Head], labels: Sequence[str], value_weighted: Weighting = False) -> "xr.Dataset":
+def patterns_of(
+    model: Any, tokens: "Tensor", heads: Sequence[Head], labels: Sequence[str], value_weighted: Weighting = False
+) -> "xr.Dataset":
     """Patterns of chosen heads on one sequence, ``Dataset(head, query, key)``, from one forward pass.
 
     Returns:
@@ -110,7 +115,9 @@ def patterns_of(model: Any, tokens: "Tensor", heads: Sequence[Head], labels: Seq
         if value_weighted == "renormalised":
             pattern = pattern / pattern.sum(-1, keepdim=True).clamp_min(1e-300)
         rows.append(pattern.numpy())
-    kind = {False: "attention", True: "attention × ‖value‖", "renormalised": "attention × ‖value‖, rows renormalised"}[value_weighted]
+    kind = {False: "attention", True: "attention × ‖value‖", "renormalised": "attention × ‖value‖, rows renormalised"}[
+        value_weighted
+    ]
     positions = np.arange(tokens.shape[1])
     return xr.Dataset(
         {"value": (("head", "query", "key"), np.stack(rows))},
@@ -152,7 +159,9 @@ class AttentionView:
             body[:, 0] = -1.0
             query, key = np.unravel_index(int(body.argmax()), body.shape)
             first = float(pattern[1:, 0].mean()) if len(pattern) > 1 else 1.0
-            said.append(f"{name}: most at query {query}, key {key} ({pattern[query, key]:.2f}), mean on the first token {first:.2f}")
+            said.append(
+                f"{name}: most at query {query}, key {key} ({pattern[query, key]:.2f}), mean on the first token {first:.2f}"
+            )
         return f"Heat map of {self.patterns.attrs['measure']}. " + "; ".join(said) + "."
 
     def props(self) -> dict[str, Any]:
@@ -186,15 +195,16 @@ class AttentionView:
 
     def iframe(self) -> Markup:
         """The page in a sandboxed frame of fixed height: several share a notebook, and none can touch it."""
-        frame = '<iframe srcdoc="{}" sandbox="allow-scripts" title="{}" style="width:100%;height:{}px;border:1px solid #ddd"></iframe>'
-        return Markup(frame).format(self.page(static=False), self.alt, self.height)
+        style = f"width:100%;height:{self.height}px;border:1px solid #ddd"
+        frame = '<iframe srcdoc="{}" sandbox="allow-scripts" title="{}" style="{}"></iframe>'
+        return Markup(frame).format(self.page(static=False), self.alt, style)
 
     def save(self, path: str | Path) -> Path:
         """Write the page as one file that opens offline."""
         from circuits.files import write_whole
 
         content = encoded(self.page())
-        return write_whole(path, lambda aside: aside.write_bytes(content) and None)
+        return write_whole(path, lambda aside: aside.write_bytes(content))
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         bundle: dict[str, Any] = {"text/plain": repr(self), "image/png": self.png()}

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def loss_curves(losses: "xr.Dataset", *, ax: "Axes | None" = None, scale: Scale = "symlog", title: str = "Loss on held-out text") -> "Figure":
+def loss_curves(
+    losses: "xr.Dataset", *, ax: "Axes | None" = None, scale: Scale = "symlog", title: str = "Loss on held-out text"
+) -> "Figure":
     """Mean next-token loss over training, one curve per corpus.
 
     Args:
@@ -37,7 +39,13 @@ def in_context_curves(losses: "xr.Dataset", *, ax: "Axes | None" = None, scale: 
         losses: ``in_context_learning_score`` and ``in_context_learning_score_stderr``, dims ``step, corpus``, in nats.
     """
     return _by_corpus(
-        losses, "in_context_learning_score", ax=ax, scale=scale, title="In-context score", ylabel="late − early loss (nats)", level=0.0
+        losses,
+        "in_context_learning_score",
+        ax=ax,
+        scale=scale,
+        title="In-context score",
+        ylabel="late − early loss (nats)",
+        level=0.0,
     )
 
 
@@ -87,7 +95,11 @@ def repeat_loss_curve(repeat: "xr.Dataset", *, ax: "Axes | None" = None, scale: 
     """
     with drawing(ax, width=5.2, height=3.3) as (axis,):
         ends = []
-        drawn = (("drop_shuffled", "shuffled", "#999999", 1.0), ("drop_exact", "exact", "#777777", 1.0), ("value", "difference", PALETTE[0], 1.8))
+        drawn = (
+            ("drop_shuffled", "shuffled", "#999999", 1.0),
+            ("drop_exact", "exact", "#777777", 1.0),
+            ("value", "difference", PALETTE[0], 1.8),
+        )
         for variable, name, colour, width in drawn:
             error = "stderr" if variable == "value" else f"{variable}_stderr"
             ends += _curve(axis, repeat, variable, error, name=name, colour=colour, width=width)
@@ -100,7 +112,12 @@ def repeat_loss_curve(repeat: "xr.Dataset", *, ax: "Axes | None" = None, scale: 
 
 
 def transition(
-    scores: "xr.Dataset", repeat: "xr.Dataset", picked: Sequence[tuple[str, Head]], *, axes: "Sequence[Axes] | None" = None, scale: Scale = "linear"
+    scores: "xr.Dataset",
+    repeat: "xr.Dataset",
+    picked: Sequence[tuple[str, Head]],
+    *,
+    axes: "Sequence[Axes] | None" = None,
+    scale: Scale = "linear",
 ) -> "Figure":
     """A few heads' scores over training beside what an exact repeat is worth: one picture of how copying forms.
 
@@ -109,7 +126,7 @@ def transition(
         axes: two.
     """
     with drawing(axes[0] if axes else None, width=10.4, height=3.2, columns=2) as made:
-        left, right = axes if axes else made
+        left, right = axes or made
         ends = []
         for i, (detector, head) in enumerate(picked):
             data = scores.sel(layer=head.layer, head=head.head, detector=detector)
@@ -127,7 +144,9 @@ def transition(
         return left.figure  # type: ignore[return-value]
 
 
-def _curve(axis: "Axes", data: "xr.Dataset", variable: str, error: str, *, name: str, colour: str, width: float = 1.6) -> list[tuple[float, float, str, str]]:
+def _curve(
+    axis: "Axes", data: "xr.Dataset", variable: str, error: str, *, name: str, colour: str, width: float = 1.6
+) -> list[tuple[float, float, str, str]]:
     """Draw one curve over steps; its last point, for a label."""
     value = data[variable].values
     line_with_band(axis, data["step"].values, value, data[error].values, colour=colour, width=width)
@@ -158,7 +177,9 @@ def head_scores(
     bold = _standing_out(data.isel(step=last), strongest, sign=-1.0 if detector == "entropy" else 1.0)
     columns = min(4, len(layers))
     rows = -(-len(layers) // columns)
-    with drawing(axes[0] if axes else None, width=min(10.4, 4.9 * columns + 0.6), height=2.9 * rows, columns=columns, rows=rows) as made:
+    with drawing(
+        axes[0] if axes else None, width=min(10.4, 4.9 * columns + 0.6), height=2.9 * rows, columns=columns, rows=rows
+    ) as made:
         panels = list(axes) if axes else made
         top = np.nanmax(value, initial=0.0)
         for i, layer in enumerate(layers):
@@ -169,7 +190,14 @@ def head_scores(
                 strong = i * n_heads + h in bold
                 name, colour = str(Head(int(layer), int(here["head"].values[h]))), head_colour(h, n_heads)
                 line_with_band(
-                    axis, steps, value[:, i, h], stderr[:, h], colour=colour, width=1.8 if strong else 0.8, alpha=1.0 if strong else 0.5, dots=strong
+                    axis,
+                    steps,
+                    value[:, i, h],
+                    stderr[:, h],
+                    colour=colour,
+                    width=1.8 if strong else 0.8,
+                    alpha=1.0 if strong else 0.5,
+                    dots=strong,
                 )
                 if strong:
                     ends.append((float(steps[last]), float(final[i, h]), name, colour))
@@ -228,9 +256,13 @@ def attention_maps(patterns: "xr.Dataset", *, ax: "Axes | None" = None) -> "Figu
         colours = LinearSegmentedColormap.from_list("attention", ["#ffffff", "#0000ff"]).with_extremes(bad="#c8c8c8")
         future = np.triu(np.ones((length, length), dtype=bool), 1)
         for axis, pattern, name in zip(panels, value, patterns["head"].values, strict=False):
-            shown = axis.imshow(np.ma.array(pattern, mask=future), cmap=colours, vmin=0, vmax=top, interpolation="nearest", aspect="equal")
+            shown = axis.imshow(
+                np.ma.array(pattern, mask=future), cmap=colours, vmin=0, vmax=top, interpolation="nearest", aspect="equal"
+            )
             axis.set_title(str(name), loc="left")
-            _token_ticks(axis, [str(t) for t in patterns["token"].values] if "token" in patterns.coords and alone else None, length)
+            _token_ticks(
+                axis, [str(t) for t in patterns["token"].values] if "token" in patterns.coords and alone else None, length
+            )
         panels[0].set_ylabel("query (attends)")
         panels[0].set_xlabel("key (is attended to)")
         for spare in panels[n_heads:]:

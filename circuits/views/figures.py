@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#A6761D", "#56B4E9", "#E6AB02", "#333333")
 """One colour for each head of a layer, distinguishable with any kind of colour vision (after Okabe and Ito)."""
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": ["DejaVu Sans"],
     "font.size": 9.0,
     "axes.titlesize": 10.0,
@@ -69,10 +69,11 @@ def head_colour(head: int, n_heads: int) -> str:
         return PALETTE[head]
     from matplotlib.colors import hsv_to_rgb, to_hex
 
-    return to_hex(hsv_to_rgb((head / n_heads, 0.75, 0.45 + 0.35 * (head % 2))))
+    red, green, blue = hsv_to_rgb((head / n_heads, 0.75, 0.45 + 0.35 * (head % 2)))
+    return to_hex((red, green, blue))
 
 
-def step_axis(ax: "Axes", steps: Sequence[int], scale: Scale = "symlog") -> None:
+def step_axis(ax: "Axes", steps: Any, scale: Scale = "symlog") -> None:
     """Label the axis of training steps; ticks at 0 and powers of ten."""
     last = max([1, *(int(s) for s in steps)])
     ax.set_xlabel("training step")
@@ -85,7 +86,9 @@ def step_axis(ax: "Axes", steps: Sequence[int], scale: Scale = "symlog") -> None
     ax.set_xlim(-0.1, last * 1.05)
 
 
-def line_with_band(ax: "Axes", x: Any, value: Any, stderr: Any, *, colour: str, width: float = 1.6, alpha: float = 1.0, dots: bool = True) -> None:
+def line_with_band(
+    ax: "Axes", x: Any, value: Any, stderr: Any, *, colour: str, width: float = 1.6, alpha: float = 1.0, dots: bool = True
+) -> None:
     """A curve, dots where it was measured, one standard error around it; gaps where it was not."""
     x, value, stderr = np.asarray(x), np.asarray(value, dtype=float), np.nan_to_num(np.asarray(stderr, dtype=float))
     ax.plot(x, value, color=colour, lw=width, alpha=alpha, marker="o" if dots else "", ms=width + 0.8, mew=0)
@@ -109,7 +112,8 @@ def label_ends(ax: "Axes", ends: Sequence[tuple[float, float, str, str]], *, gap
         ceiling = heights[i] - gap
     for (x, y, text, colour), height in zip(ranked, heights, strict=True):
         ax.annotate(
-            text, (x, y), xytext=(1.02, height), textcoords="axes fraction", color=colour, fontsize=8, va="center", annotation_clip=False,
+            text, (x, y), xytext=(1.02, height), textcoords="axes fraction", color=colour, fontsize=8, va="center",
+            annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "shrinkA": 0, "shrinkB": 2},
         )  # fmt: skip
 

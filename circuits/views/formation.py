@@ -55,7 +55,8 @@ def formation(scores: "xr.Dataset") -> "xr.Dataset":
         coords={dim: kept[dim] for dim in dims},
         attrs={
             "measure": "formation",
-            "definition": "first step from which the score stays at or above halfway between chance and its last value; before: the step before",
+            "definition": "first step from which the score stays at or above halfway between chance and its last value; "
+            "before: the step before",
             "source": "circuits.views.formation",
             "units": "training steps",
         },

@@ -51,7 +51,10 @@ def token_labels(tokenizer: Any, ids: Iterable[int]) -> list[str]:
     from circuits.data.tokenizer import token_strings
 
     ids = [int(i) for i in ids]
-    return [f"⟨{i}⟩" if "\N{REPLACEMENT CHARACTER}" in text else show_token(text) for i, text in zip(ids, token_strings(tokenizer, ids), strict=True)]
+    return [
+        f"⟨{i}⟩" if "\N{REPLACEMENT CHARACTER}" in text else show_token(text)
+        for i, text in zip(ids, token_strings(tokenizer, ids), strict=True)
+    ]
 
 
 def shortened(text: str, longest: int = 16) -> str:
@@ -81,7 +84,9 @@ def bundle() -> Markup:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ValueError("the installed circuitsvis has no dist/cdn/iife.js; attention views need it: pip install 'circuitsvis>=1.43'") from error
+        raise ValueError(
+            "the installed circuitsvis has no dist/cdn/iife.js; attention views need it: pip install 'circuitsvis>=1.43'"
+        ) from error
     # The source map is a file the page does not have; a closing tag inside a string would end the script element.
     text = re.sub(r"\n//# sourceMappingURL=.*", "", text)
     return Markup(re.sub(r"</(?=script)", r"<\\/", text, flags=re.IGNORECASE).replace("<!--", r"<\!--"))
@@ -112,7 +117,11 @@ def spread(value: float, digits: int = 3) -> str:
 
 def with_error(value: float, stderr: float, digits: int = 3) -> str:
     """``0.412 ± 0.011``; a value without an error says so."""
-    return f"{decimal(value, digits)} ± {spread(stderr, digits)}" if math.isfinite(stderr) else f"{decimal(value, digits)} (no error)"
+    return (
+        f"{decimal(value, digits)} ± {spread(stderr, digits)}"
+        if math.isfinite(stderr)
+        else f"{decimal(value, digits)} (no error)"
+    )
 
 
 def z_score(z: float) -> str:
@@ -130,7 +139,9 @@ def evidence(result: Any, digits: int = 3) -> str:
     text = with_error(known["value"], known["stderr"], digits)
     beside = [f"chance {decimal(known['chance'], digits)}"] if math.isfinite(known.get("chance", math.nan)) else []
     if math.isfinite(known.get("null_mean", math.nan)):
-        beside.append(f"untrained {decimal(known['null_mean'], digits)}, sd {spread(known['null_sd'], digits)}, z = {z_score(known['z'])}")
+        beside.append(
+            f"untrained {decimal(known['null_mean'], digits)}, sd {spread(known['null_sd'], digits)}, z = {z_score(known['z'])}"
+        )
     return f"{text} ({'; '.join(beside)})" if beside else text
 
 
@@ -155,7 +166,8 @@ def table(
     right = set(numeric)
 
     def cell(tag: str, row: int, column: int, content: Any) -> Markup:
-        style = f"text-align:{'right' if column in right else 'left'};padding:4px 10px;border-bottom:1px solid #ddd;vertical-align:top"
+        side = "right" if column in right else "left"
+        style = f"text-align:{side};padding:4px 10px;border-bottom:1px solid #ddd;vertical-align:top"
         shade = shades[row][column] if row < len(shades) and tag == "td" else 0.0
         if shade > 0.02:
             style += f";background:rgba(0,114,178,{0.5 * min(1.0, shade):.2f})"
@@ -164,18 +176,22 @@ def table(
 
     top = Markup("").join(cell("th", 0, i, c) for i, c in enumerate(head))
     body = Markup("\n").join(
-        Markup("<tr>{}</tr>").format(Markup("").join(cell("td", r, i, c) for i, c in enumerate(row))) for r, row in enumerate(rows)
+        Markup("<tr>{}</tr>").format(Markup("").join(cell("td", r, i, c) for i, c in enumerate(row)))
+        for r, row in enumerate(rows)
     )
     return Markup(
         '<div class="scroll"><table style="border-collapse:collapse;font-variant-numeric:tabular-nums">\n'
-        '<caption style="text-align:left;padding:4px 0;color:#444">{}</caption>\n<thead><tr>{}</tr></thead>\n<tbody>\n{}\n</tbody></table></div>'
+        '<caption style="text-align:left;padding:4px 0;color:#444">{}</caption>\n<thead><tr>{}</tr></thead>\n'
+        "<tbody>\n{}\n</tbody></table></div>"
     ).format(caption, top, body)
 
 
 def image(content: bytes, mime: str, *, alt: str, caption: str = "") -> Markup:
     """A figure that is part of the page; ``alt`` carries its key numbers to readers who cannot see it."""
     said = Markup("<figcaption>{}</figcaption>").format(caption) if caption else ""
-    return Markup('<figure><img src="{}" alt="{}" style="max-width:100%;height:auto">{}</figure>').format(data_uri(content, mime), alt, said)
+    return Markup('<figure><img src="{}" alt="{}" style="max-width:100%;height:auto">{}</figure>').format(
+        data_uri(content, mime), alt, said
+    )
 
 
 def paragraph(text: str, *args: Any, **kwargs: Any) -> Markup:
@@ -189,7 +205,9 @@ def template(name: str) -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader("circuits.views", "templates")
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).get_template(name)
+    return Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).get_template(name)
 
 
 def encoded(page: str) -> bytes:

@@ -86,14 +86,24 @@ def report(
     file = write_results(out / RESULTS, results, title=f"circuits report: {run.name}")
     with deterministic(THREADS_PER_TASK):
         parts = [
-            {"name": section.name, "title": section.title, "notices": notices(section, results, absent, run), "body": body(section, run, results)}
+            {
+                "name": section.name,
+                "title": section.title,
+                "notices": notices(section, results, absent, run),
+                "body": body(section, run, results),
+            }
             for section in sections
         ]
     page = template("report.html").render(
-        policy=POLICY, name=run.name, sections=parts, bundle=bundle(), results=RESULTS, digest=hashlib.sha256(file.read_bytes()).hexdigest()
+        policy=POLICY,
+        name=run.name,
+        sections=parts,
+        bundle=bundle(),
+        results=RESULTS,
+        digest=hashlib.sha256(file.read_bytes()).hexdigest(),
     )
     content = encoded(page)
-    return ReportResult(write_whole(out / PAGE, lambda aside: aside.write_bytes(content) and None), file)
+    return ReportResult(write_whole(out / PAGE, lambda aside: aside.write_bytes(content)), file)
 
 
 def measures_of(sections: Sequence[Section], run: Checkpoints) -> dict[str, Wanted]:
@@ -108,7 +118,10 @@ def measures_of(sections: Sequence[Section], run: Checkpoints) -> dict[str, Want
             check_sweep(want.measure, run)
             known = found.setdefault(want.measure.name, want)
             if canonical([known.measure.version, known.measure.spec()]) != canonical([want.measure.version, want.measure.spec()]):
-                raise ValueError(f"section {section.name!r} measures {want.measure.name} with another configuration than an earlier section; use one")
+                raise ValueError(
+                    f"section {section.name!r} measures {want.measure.name} with another configuration than an earlier "
+                    "section; use one"
+                )
             if want.cheap and not known.cheap:
                 found[want.measure.name] = want
     return found
@@ -136,9 +149,16 @@ def notices(section: Section, results: "Mapping[str, xr.Dataset]", absent: Mappi
         data = results[name]
         gone = np.flatnonzero(data["status"].values != "ok")
         if len(gone):
-            rows = [(count(data["step"].values[i]), str(data["status"].values[i]), str(data["reason"].values[i]) or "not computed") for i in gone]
+            rows = [
+                (count(data["step"].values[i]), str(data["status"].values[i]), str(data["reason"].values[i]) or "not computed")
+                for i in gone
+            ]
             head = f"{name}: {len(gone)} of {data.sizes['step']} checkpoints have no data; they are left out below."
-            said.append(Markup('<div class="notice">{}{}</div>').format(table(("step", "status", "reason"), rows, caption=head, numeric=(0,)), remedy))
+            said.append(
+                Markup('<div class="notice">{}{}</div>').format(
+                    table(("step", "status", "reason"), rows, caption=head, numeric=(0,)), remedy
+                )
+            )
     return Markup("\n").join(said)
 
 

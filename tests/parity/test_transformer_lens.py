@@ -177,7 +177,9 @@ def test_unhooked(name, dtype):
         expected.backward()
         assert_equal_gradients(ours, theirs)
     assert_equal(
-        ours(batch(), return_type="loss", loss_per_token=True), theirs(batch(), return_type="loss", loss_per_token=True), "per token"
+        ours(batch(), return_type="loss", loss_per_token=True),
+        theirs(batch(), return_type="loss", loss_per_token=True),
+        "per token",
     )
     for layer in range(-1, ours.cfg.n_layers + 1):
         assert_equal(ours(batch(), stop_at_layer=layer), theirs(batch(), stop_at_layer=layer), f"stop at {layer}")
@@ -207,8 +209,12 @@ def knock_out_first(scores, hook):
 
 
 EDITS = [
-    *itertools.product(("blocks.0.attn.hook_q", "blocks.0.attn.hook_k", "blocks.1.attn.hook_v", "blocks.0.attn.hook_z"), (zero_head, ramp)),
-    *itertools.product(("hook_embed", "hook_pos_embed", "blocks.1.hook_resid_pre", "blocks.0.hook_attn_out"), (ramp, halve_in_place)),
+    *itertools.product(
+        ("blocks.0.attn.hook_q", "blocks.0.attn.hook_k", "blocks.1.attn.hook_v", "blocks.0.attn.hook_z"), (zero_head, ramp)
+    ),
+    *itertools.product(
+        ("hook_embed", "hook_pos_embed", "blocks.1.hook_resid_pre", "blocks.0.hook_attn_out"), (ramp, halve_in_place)
+    ),
     *itertools.product(("blocks.0.ln1.hook_normalized", "blocks.1.ln1.hook_scale", "ln_final.hook_normalized"), (ramp,)),
     ("blocks.0.attn.hook_pattern", look_at_self),
     ("blocks.1.attn.hook_attn_scores", ramp),

@@ -57,7 +57,7 @@ def test_a_role_needs_support_certainty_and_the_null():
     ordinary["z"][:] = 1.0  # untrained heads do as well
     assert set(classify(ordinary).role.values.flatten()) == {NO_ROLE}
     assert str(classify(scores, threshold=0.999).role.sel(layer=1, head=1).values) == NO_ROLE
-    with pytest.raises(ValueError, match="threshold is 2.0"):
+    with pytest.raises(ValueError, match=r"threshold is 2\.0"):
         classify(scores, threshold=2.0)
 
 

@@ -23,7 +23,9 @@ def test_defaults_that_depend_on_other_fields():
     assert HookedTransformerConfig(**ATTN, initializer_range=0.0).initializer_range == 0.0
 
 
-@pytest.mark.parametrize("fields", [ATTN, MLP, ROTARY, ATTN | {"use_attn_scale": False}], ids=["attn", "mlp", "rotary", "unscaled"])
+@pytest.mark.parametrize(
+    "fields", [ATTN, MLP, ROTARY, ATTN | {"use_attn_scale": False}], ids=["attn", "mlp", "rotary", "unscaled"]
+)
 def test_a_config_survives_json(fields):
     cfg = HookedTransformerConfig(**fields)
     assert HookedTransformerConfig.model_validate_json(cfg.model_dump_json()) == cfg
@@ -56,9 +58,15 @@ SENTENCES = [
     (ATTN | {"normalization_type": None, "final_rms": True}, "final_rms is set but normalization_type is None; choose a norm"),
     (ATTN | {"eps": -1e-5}, "eps is -1e-05; it must not be negative"),
     (ATTN | {"eps": math.nan}, "eps is nan; it must not be negative"),
-    (ATTN | {"positional_embedding_type": "alibi"}, "positional_embedding_type is 'alibi'; input should be 'standard', 'shortformer'"),
+    (
+        ATTN | {"positional_embedding_type": "alibi"},
+        "positional_embedding_type is 'alibi'; input should be 'standard', 'shortformer'",
+    ),
     (ATTN | {"positional_init": "zero"}, "positional_init is 'zero'; input should be 'gpt2' or 'sinusoidal'"),
-    (ROTARY | {"positional_init": "sinusoidal"}, "positional_init='sinusoidal' needs learned positions: 'standard' or 'shortformer'"),
+    (
+        ROTARY | {"positional_init": "sinusoidal"},
+        "positional_init='sinusoidal' needs learned positions: 'standard' or 'shortformer'",
+    ),
     (ROTARY | {"rotary_dim": 3}, "rotary_dim is 3; it must be even and at most d_head = 8"),
     (ROTARY | {"rotary_dim": 10}, "rotary_dim is 10; it must be even and at most d_head = 8"),
     (ROTARY | {"rotary_base": 0}, r"rotary_base is 0\.0; it must be positive"),
@@ -70,7 +78,10 @@ SENTENCES = [
     (ATTN | {"attn_scale": 3.0, "use_attn_scale": False}, r"attn_scale is 3\.0 but use_attn_scale=False divides by 1"),
     (ATTN | {"attn_scores_soft_cap": 0.0}, r"attn_scores_soft_cap is 0\.0; it must be positive, or -1 for none"),
     (ATTN | {"output_logits_soft_cap": math.inf}, "output_logits_soft_cap is inf; it must be positive, or -1 for none"),
-    (ATTN | {"use_attn_in": True, "use_split_qkv_input": True}, "use_attn_in and use_split_qkv_input exclude each other; choose one"),
+    (
+        ATTN | {"use_attn_in": True, "use_split_qkv_input": True},
+        "use_attn_in and use_split_qkv_input exclude each other; choose one",
+    ),
     (ATTN | {"attention_dir": "bidirectional"}, "attention_dir is 'bidirectional'; input should be 'causal'"),
     (ATTN | {"initializer_range": -0.5}, r"initializer_range is -0\.5; it must not be negative"),
     (ATTN | {"init_mode": "xavier_normal"}, "init_mode is 'xavier_normal'; input should be 'gpt2'"),

@@ -13,7 +13,10 @@ from circuits.data.tokenizer import encode_stream, load_tokenizer, token_strings
 
 
 def test_docstrings_leave_code_and_comments_stay():
-    source = '"""Module."""\nimport os  # kept\n\n\ndef f():\n    """One\n    two."""\n    return "a string"\n\n\nclass C:\n    \'\'\'Doc.\'\'\'\n'
+    source = (
+        '"""Module."""\nimport os  # kept\n\n\n'
+        'def f():\n    """One\n    two."""\n    return "a string"\n\n\nclass C:\n    \'\'\'Doc.\'\'\'\n'
+    )
     code = without_docstrings(source, ast.parse(source))
     assert code == 'import os  # kept\n\n\ndef f():\n    return "a string"\n\n\nclass C:\n'
 
@@ -58,7 +61,7 @@ def test_a_text_file_becomes_documents(tmp_path: Path):
     found = text_file(path)
     assert len(found.documents) > 3 and "".join(found.documents).startswith("Paragraph 0.")
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="cannot read .*book.txt as UTF-8 text"):
+    with pytest.raises(ValueError, match=r"cannot read .*book\.txt as UTF-8 text"):
         text_file(path)
 
 

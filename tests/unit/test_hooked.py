@@ -9,7 +9,6 @@ import torch
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 from circuits.dynamics.presets import paper_model, stdlib_model
-from circuits.models.config import HookedTransformerConfig
 from circuits.models.hooked import HookedTransformer, next_token_loss, sinusoids
 from circuits.models.layers import smear
 
@@ -75,7 +74,9 @@ def test_sinusoidal_positions():
 def test_one_head_by_hand():
     """One layer, one head, no norm, two tokens: every number below is worked out on paper."""
     cfg = {"n_layers": 1, "d_model": 2, "n_heads": 1, "d_head": 2, "n_ctx": 2, "d_vocab": 2, "attn_only": True}
-    model = HookedTransformer(cfg | {"normalization_type": None, "positional_embedding_type": "none", "use_attn_scale": False}).eval()
+    model = HookedTransformer(
+        cfg | {"normalization_type": None, "positional_embedding_type": "none", "use_attn_scale": False}
+    ).eval()
     eye = torch.eye(2)
     with torch.no_grad():
         model.embed.W_E.copy_(eye)  # token 0 is (1, 0), token 1 is (0, 1)
@@ -122,7 +123,9 @@ def test_rotary_turns_complex_numbers(rotary_dim, adjacent):
     model = build(fields | {"rotary_dim": rotary_dim, "rotary_adjacent_pairs": adjacent})
     _, cache = model.run_with_cache(batch())
     half = rotary_dim // 2
-    real, imaginary = (slice(0, rotary_dim, 2), slice(1, rotary_dim, 2)) if adjacent else (slice(0, half), slice(half, rotary_dim))
+    real, imaginary = (
+        (slice(0, rotary_dim, 2), slice(1, rotary_dim, 2)) if adjacent else (slice(0, half), slice(half, rotary_dim))
+    )
     angle = torch.arange(8, dtype=torch.float64)[:, None] / 50.0 ** (torch.arange(half) * 2 / rotary_dim)
     turn = torch.polar(torch.ones_like(angle), angle)[None, :, None]
     for name in ("q", "k"):
@@ -196,8 +199,15 @@ def test_hooks_change_the_output():
     scores = halve_first_key(cache["attn_scores", 1], None)
     pattern = scores[:, :, 1:].softmax(-1)
     edited = model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.attn.hook_attn_scores", halve_first_key)])
-    close(edited[:, 1:], rest((pattern @ values).transpose(1, 2).new_zeros(3, 8, 3, 4).index_copy(
-        1, torch.arange(1, 8), (pattern @ values).transpose(1, 2)))[:, 1:])
+    close(
+        edited[:, 1:],
+        rest(
+            (pattern @ values)
+            .transpose(1, 2)
+            .new_zeros(3, 8, 3, 4)
+            .index_copy(1, torch.arange(1, 8), (pattern @ values).transpose(1, 2))
+        )[:, 1:],
+    )
     assert float((edited - logits).detach().abs().max()) > 1e-3
     close(model(tokens), logits, 0)
 
@@ -257,7 +267,9 @@ def test_memory_hungry_hook_points_are_switched():
     plain, cache = model.run_with_cache(tokens)
     switched = {"blocks.0.attn.hook_result", "blocks.1.hook_mlp_in", "blocks.0.hook_q_input"}
     assert not switched & set(cache.keys())
-    with pytest.raises(ValueError, match=r"hook_result fires only with use_attn_result; call model\.use_hooks\(use_attn_result=True\)"):
+    with pytest.raises(
+        ValueError, match=r"hook_result fires only with use_attn_result; call model\.use_hooks\(use_attn_result=True\)"
+    ):
         model.run_with_hooks(tokens, fwd_hooks=[("blocks.0.attn.hook_result", lambda x, hook: x)])
     with pytest.raises(ValueError, match="hook_mlp_in fires only with use_hook_mlp_in"):
         model.add_hook("blocks.1.hook_mlp_in", lambda x, hook: x)
@@ -394,7 +406,9 @@ def test_bad_tokens(tokens, kind, sentence):
 
 def test_bad_names_are_refused():
     model = build(SHORT)
-    with pytest.raises(ValueError, match=r"there is no hook point 'blocks\.7\.attn\.hook_z'; list\(model\.hook_dict\) has their names"):
+    with pytest.raises(
+        ValueError, match=r"there is no hook point 'blocks\.7\.attn\.hook_z'; list\(model\.hook_dict\) has their names"
+    ):
         model.run_with_hooks(batch(), fwd_hooks=[("blocks.7.attn.hook_z", lambda x, hook: x)])
     with pytest.raises(TypeError, match="got the text 'a', need token ids"):
         model.tokens_to_residual_directions("a")
@@ -410,7 +424,7 @@ def test_one_sequence_gets_a_batch_axis_and_short_integers_are_read():
     close(model(batch(rows=1)[0]), expected, 0)
     for dtype in (torch.int32, torch.int16, torch.uint8):
         close(model(batch(rows=1).to(dtype)), expected, 0)
-    logits, cache = model.run_with_cache(batch(rows=1), remove_batch_dim=True)
+    _, cache = model.run_with_cache(batch(rows=1), remove_batch_dim=True)
     assert tuple(cache["pattern", 0].shape) == (3, 8, 8)
     assert isinstance(model.run_with_cache(batch(), return_cache_object=False)[1], dict)
     close(model.tokens_to_residual_directions(3), model.W_U[:, 3], 0)

@@ -45,7 +45,7 @@ def test_a_planted_induction_circuit_gains_from_exact_repeats_only():
         model.W_U.mul_(8.0)  # sharpen the copies: the planted OV writes a logit of 1
     found = RepeatLoss(n=25, examples=16)(model)
     assert found.value > 20 * found.stderr and found.value > 1.0
-    assert abs(found.drop_shuffled) < 0.5
+    assert abs(found.drop_shuffled) < found.drop_exact / 10
     untrained = RepeatLoss(n=25, examples=16)(uniform_model())
     assert untrained.value == 0.0
 

@@ -1,6 +1,5 @@
 """A measure over a run: artefacts by hash, resumed, repeated to the same bytes, failures kept as records."""
 
-import os
 import time
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -126,7 +125,9 @@ def test_gather_lists_what_is_missing_and_computes_nothing(tmp_path: Path):
     CALLS.clear()
     found = gather(WeightNorm(), run, tmp_path)
     assert found.status.values.tolist() == ["ok", "missing", "ok"] and not CALLS
-    with pytest.raises(ValueError, match="no checkpoint of states has an artefact of weight_norm: nothing was computed; run sweep"):
+    with pytest.raises(
+        ValueError, match="no checkpoint of states has an artefact of weight_norm: nothing was computed; run sweep"
+    ):
         gather(WeightNorm(), run, tmp_path / "empty")
 
 
@@ -147,7 +148,7 @@ def test_an_artefact_under_another_name_is_not_believed(tmp_path: Path):
     sweep(WeightNorm(), run, store=tmp_path)
     (artefact,) = tmp_path.rglob("*.nc")
     other = artefact.with_name("0" * 24 + ".nc")
-    os.replace(artefact, other)
+    artefact.replace(other)
     assert read_artefact(other) is None
 
 

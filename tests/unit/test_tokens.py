@@ -101,7 +101,7 @@ def test_random_spans_are_repeated_at_varying_distances():
 def test_dyck_strings_are_balanced_and_openers_are_right():
     pairs = [(1, 2), (3, 4), (5, 6)]
     made = dyck(pairs, length=20, examples=30, max_depth=3)
-    closes = dict((c, o) for o, c in pairs)
+    closes = {c: o for o, c in pairs}
     depths = set()
     for tokens, opener in zip(made.tokens.tolist(), made.opener.tolist(), strict=True):
         stack = []

@@ -36,12 +36,23 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(corpus: Path, **changes: Any) -> TrainConfig:
-    options = {"model": TINY, "data": f"file:{corpus}", "steps": 14, "batch": 4, "save_every": 4, "every": 6, "linear_from": 4, "threads": 1}
+    options = {
+        "model": TINY,
+        "data": f"file:{corpus}",
+        "steps": 14,
+        "batch": 4,
+        "save_every": 4,
+        "every": 6,
+        "linear_from": 4,
+        "threads": 1,
+    }
     return preset("stdlib-1l", **(options | changes))
 
 
 def content(out: Path) -> dict[str, str]:
-    return {p.relative_to(out).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(out.rglob("*")) if p.is_file()}
+    return {
+        p.relative_to(out).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(out.rglob("*")) if p.is_file()
+    }
 
 
 def test_a_run_is_whole_and_readable(corpus: Path, tmp_path: Path):
@@ -61,7 +72,9 @@ class Stopped(Exception):
 
 
 @pytest.mark.parametrize("stops", [[5], [0, 9], [13]])
-def test_an_interrupted_run_ends_with_the_same_bytes(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: list[int]):
+def test_an_interrupted_run_ends_with_the_same_bytes(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: list[int]
+):
     whole = content(train(config(corpus), tmp_path / "whole", progress=False))
     original = train_module.training_batch
 

@@ -36,8 +36,10 @@ def render(run: Checkpoints, results: Results) -> str:
     model = run.at(step)
     parts = [
         paragraph(
-            "{} at step {}: the strongest induction and previous-token heads, then the heads with the best-supported roles. Rows are queries and sum to 1. "
-            '<span class="screen">Hover a head to see it, click to lock; hover a cell for its value; hover a token to see what it attends to and what '
+            "{} at step {}: the strongest induction and previous-token heads, then the heads with the best-supported roles. "
+            "Rows are queries and sum to 1. "
+            '<span class="screen">Hover a head to see it, click to lock; hover a cell for its value; hover a token to see '
+            "what it attends to and what "
             "attends to it.</span>",
             names,
             count(step),
@@ -74,7 +76,7 @@ def sequences(run: Checkpoints) -> "Iterator[tuple[str, Tensor]]":
     n = min(LONGEST_COPY, (run.cfg.n_ctx - 1) // 2)
     allowed = run.cfg.d_vocab if ids is None else np.asarray(ids)
     yield f"Random tokens twice: [BOS, r, r], {n} tokens each", repeated_random_tokens(allowed, n=n, examples=1, seed=0).tokens
-    text = [kind for kind in run.evaluation if kind not in ("brackets",) and not kind.startswith("shuffled")]
+    text = [kind for kind in run.evaluation if kind != "brackets" and not kind.startswith("shuffled")]
     if text:
         kind = "code" if "code" in text else text[0]
         yield f"Held-out text: {kind}", run.evaluation[kind][:1, :LONGEST_TEXT]

@@ -57,15 +57,19 @@ def render(run: Checkpoints, results: Results) -> str:
 
     supported = int(np.sum(roles["role"].values != NO_ROLE))
     return paragraph(
-        "{} of {} heads have a supported role at step {}. The rule: of the roles’ detectors, the one with the largest support, the share of the way from "
-        "chance to perfect, (value − chance) / (1 − chance), if that is at least {}, exceeds 0 by two standard errors and lies more than {} sd above "
-        "untrained heads. The margin is the distance to the runner-up: a small one means that two roles describe the head about equally well. A role says "
+        "{} of {} heads have a supported role at step {}. The rule: of the roles’ detectors, the one with the largest "
+        "support, the share of the way from "
+        "chance to perfect, (value − chance) / (1 − chance), if that is at least {}, exceeds 0 by two standard errors and "
+        "lies more than {} sd above "
+        "untrained heads. The margin is the distance to the runner-up: a small one means that two roles describe the head "
+        "about equally well. A role says "
         "where a head attends, not what it does with what it finds there.",
         supported, len(heads), count(step), THRESHOLD, decimal(Z_NEEDED, 0),
     ) + table(
         ("head", "best-supported role", "score", "chance", "untrained", "z", "support", "margin", "formed at step"),
         [row(head) for head in sorted(heads, key=rank)],
-        caption="Score ± standard error of the role’s detector. Formed: between which checkpoints the score passed half of its last excess over chance for good.",
+        caption="Score ± standard error of the role’s detector. "
+        "Formed: between which checkpoints the score passed half of its last excess over chance for good.",
         numeric=(2, 3, 4, 5, 6, 7, 8),
     )  # fmt: skip
 

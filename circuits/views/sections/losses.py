@@ -43,8 +43,10 @@ def render(run: Checkpoints, results: Results) -> str:
             Markup("").join(image(rendered(figure, "svg"), "image/svg+xml", alt=alt) for figure, alt in figures)
         ),
         paragraph(
-            "Bands: one standard error over sequences. Second copy of random tokens: a model that copies from context predicts the second copy of a random "
-            "sequence better than the first; the difference is that drop in loss minus the drop when the second copy is shuffled, which is what the "
+            "Bands: one standard error over sequences. Second copy of random tokens: a model that copies from context "
+            "predicts the second copy of a random "
+            "sequence better than the first; the difference is that drop in loss minus the drop when the second copy is "
+            "shuffled, which is what the "
             "<em>order</em> of the first copy gives. It is {}.",
             gain,
         ),
@@ -67,7 +69,10 @@ def _held_out_figures(losses: "xr.Dataset") -> list[tuple["Figure", str]]:
     said = "; ".join(f"{corpus} {_last(end, 'loss', corpus)}" for corpus in corpora)
     context = "; ".join(f"{corpus} {_last(end, 'in_context_learning_score', corpus)}" for corpus in corpora)
     return [
-        (loss_curves(losses), f"Loss over training, nats per token, at step {step}: {said}; chance {decimal(float(end['chance']))}."),
+        (
+            loss_curves(losses),
+            f"Loss over training, nats per token, at step {step}: {said}; chance {decimal(float(end['chance']))}.",
+        ),
         (in_context_curves(losses), f"In-context learning score over training, nats, at step {step}: {context}; chance 0."),
         (loss_along_context(losses, step), f"Loss by position in the context at step {step}; its mean: {said}."),
     ]
@@ -87,7 +92,8 @@ def _held_out_table(losses: "xr.Dataset") -> Markup:
         for corpus in (str(c) for c in losses["corpus"].values)
     ]
     caption = (
-        f"Next-token loss in nats, mean ± standard error over held-out sequences; uniform guessing gives {decimal(float(end['chance']))}. The in-context "
+        "Next-token loss in nats, mean ± standard error over held-out sequences; uniform guessing gives "
+        f"{decimal(float(end['chance']))}. The in-context "
         "score is late minus early loss: negative means that context helps, 0 is chance."
     )
     columns = [f"{what}, step {count(step)}" for what in ("loss", "in-context score") for step in (first, last)]

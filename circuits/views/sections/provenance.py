@@ -39,7 +39,8 @@ def render(run: Checkpoints, results: Results) -> str:
             Markup("<h3>Software</h3>"),
             paragraph("{}.", ", ".join(f"{name} {version}" for name, version in versions())),
             paragraph(
-                "Attention views are drawn by CircuitsVis (MIT licence; its bundle holds React and Chart.js, MIT, and TensorFlow.js, Apache 2.0), "
+                "Attention views are drawn by CircuitsVis (MIT licence; its bundle holds React and Chart.js, MIT, and "
+                "TensorFlow.js, Apache 2.0), "
                 "which is part of this page. The page loads nothing."
             ),
         ]
@@ -48,10 +49,23 @@ def render(run: Checkpoints, results: Results) -> str:
 
 def run_facts(run: Checkpoints) -> "list[tuple[str, Any]]":
     """The run's description, flat: one row for each entry, nested ones as JSON."""
-    facts: list[tuple[str, Any]] = [("name", run.name), ("checkpoints", f"{len(run)}, steps {count(run.steps[0])} to {count(run.steps[-1])}")]
+    facts: list[tuple[str, Any]] = [
+        ("name", run.name),
+        ("checkpoints", f"{len(run)}, steps {count(run.steps[0])} to {count(run.steps[-1])}"),
+    ]
     facts += [(f"{key}", shown(value)) for key, value in run.meta.items() if key not in ("name", "files")]
-    facts.append(("model", Markup("<code>{}</code>").format(json.dumps(run.cfg.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False))))
-    facts += [(f"evaluation: {kind}", f"{tokens.shape[0]} sequences of {tokens.shape[1]} tokens") for kind, tokens in run.evaluation.items()]
+    facts.append(
+        (
+            "model",
+            Markup("<code>{}</code>").format(
+                json.dumps(run.cfg.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False)
+            ),
+        )
+    )
+    facts += [
+        (f"evaluation: {kind}", f"{tokens.shape[0]} sequences of {tokens.shape[1]} tokens")
+        for kind, tokens in run.evaluation.items()
+    ]
     return facts
 
 

@@ -41,8 +41,10 @@ def render(run: Checkpoints, results: Results) -> str:
     detectors = [str(detector) for detector in scores["detector"].values]
     parts = [
         paragraph(
-            "Scores are attention mass in [0, 1] (entropy: nats), mean and one standard error over {} sequences. Dashed: chance, the score of uniform "
-            "attention on the same tokens. Grey band: mean ± 2 sd of the heads of untrained models of this shape. Bold and named: the highest scores at "
+            "Scores are attention mass in [0, 1] (entropy: nats), mean and one standard error over {} sequences. Dashed: "
+            "chance, the score of uniform "
+            "attention on the same tokens. Grey band: mean ± 2 sd of the heads of untrained models of this shape. Bold and "
+            "named: the highest scores at "
             "the last step.",
             scores.attrs.get("n_examples", "the"),
         )
@@ -79,14 +81,21 @@ def _all_scores(end: "xr.Dataset", detectors: list[str], step: int) -> Markup:
             cells = [two_lines.format(decimal(v), spread(e)) for v, e in zip(value[i, j], stderr[i, j], strict=True)]
             rows.append((Markup("<b>{}</b>").format(Head(int(layer), int(head))), *cells))
             support = (value[i, j] - chance) / (1 - chance)
-            shades.append([0.0, *(0.0 if d == "entropy" else float(np.nan_to_num(s)) for d, s in zip(detectors, support, strict=True))])
+            shades.append(
+                [0.0, *(0.0 if d == "entropy" else float(np.nan_to_num(s)) for d, s in zip(detectors, support, strict=True))]
+            )
     rows.append(("chance", *map(decimal, chance)))
     for i, layer in enumerate(end["layer"].values):
-        cells = [Markup("{}<br><small>sd {}</small>").format(decimal(m), spread(s)) for m, s in zip(mean[i].mean(0), sd[i].mean(0), strict=True)]
+        cells = [
+            Markup("{}<br><small>sd {}</small>").format(decimal(m), spread(s))
+            for m, s in zip(mean[i].mean(0), sd[i].mean(0), strict=True)
+        ]
         rows.append((f"untrained, layer {int(layer)}", *cells))
     return table(
-        ("head", *(detector.replace("_", " ") for detector in detectors)), rows, numeric=range(1, len(detectors) + 1), shades=shades,
-        caption=f"Step {count(step)}: value ± standard error, darker the farther from chance towards 1; chance and untrained heads below.",
+        ("head", *(detector.replace("_", " ") for detector in detectors)), rows,
+        numeric=range(1, len(detectors) + 1), shades=shades,
+        caption=f"Step {count(step)}: value ± standard error, darker the farther from chance towards 1; "
+        "chance and untrained heads below.",
     )  # fmt: skip
 
 

@@ -33,13 +33,19 @@ def render(run: Checkpoints, results: Results) -> str:
     lines = [headline(end, results["formation"], detector, name) for detector, name in HEADLINES]
     repeat = results["repeat_loss"].sel(step=last_measured(results["repeat_loss"]))
     gain = f"{with_error(float(repeat['value']), float(repeat['stderr']))} nats (chance 0)"
-    lines.append(paragraph("<b>Copying from context</b>: an exact repeat of random tokens lowers the loss by {} more than a shuffled one.", gain))
+    lines.append(
+        paragraph(
+            "<b>Copying from context</b>: an exact repeat of random tokens lowers the loss by {} more than a shuffled one.", gain
+        )
+    )
     if "loss_curves" in results:
         lines.append(loss_line(results["loss_curves"]))
     picture = image(
         rendered(transition(scores, results["repeat_loss"], picked), "svg"), "image/svg+xml",
-        alt=f"Scores of {' and '.join(str(h) for _, h in picked)} over training, and the gain from an exact repeat: {gain} at step {step}.",
-        caption="How it formed: the strongest previous-token and induction head (left), and what an exact repeat is worth to the model (right). "
+        alt=f"Scores of {' and '.join(str(h) for _, h in picked)} over training, "
+        f"and the gain from an exact repeat: {gain} at step {step}.",
+        caption="How it formed: the strongest previous-token and induction head (left), "
+        "and what an exact repeat is worth to the model (right). "
         "Bands: one standard error. Dashed: chance.",
     )  # fmt: skip
     return about(run) + Markup('<div class="headline">{}</div>').format(Markup("\n").join(lines)) + picture
@@ -50,7 +56,8 @@ def about(run: Checkpoints) -> Markup:
     cfg = run.cfg
     kind = "attention-only" if cfg.attn_only else "attention and MLPs"
     text = (
-        f"A {cfg.n_layers}-layer transformer ({kind}), {cfg.n_heads} heads of {cfg.d_head} dimensions per layer, d_model {cfg.d_model}, "
+        f"A {cfg.n_layers}-layer transformer ({kind}), {cfg.n_heads} heads of {cfg.d_head} dimensions per layer, d_model "
+        f"{cfg.d_model}, "
         f"{cfg.positional_embedding_type} positions, vocabulary {count(cfg.d_vocab)}, context {cfg.n_ctx}; "
         f"{len(run)} checkpoints from step {count(run.steps[0])} to {count(run.steps[-1])}"
     )
@@ -69,12 +76,17 @@ def headline(end: "xr.Dataset", formed: "xr.Dataset", detector: str, name: str) 
     above = not np.isfinite(float(here["z"])) or float(here["z"]) > Z_NEEDED
     if not (support >= THRESHOLD and above and excess > 2 * float(here["stderr"])):
         return paragraph(
-            "<b>No {}</b>: the highest {} score is {}’s, {}; a role needs a support of {} (share of the way from chance to perfect).",
+            "<b>No {}</b>: the highest {} score is {}’s, {}; a role needs a support of {} (share of the way from chance to "
+            "perfect).",
             name, detector.replace("_", " "), head, evidence(here), THRESHOLD,
         )  # fmt: skip
     when = formed.sel(layer=head.layer, head=head.head, detector=detector)
     step, before = float(when["value"]), float(when["before"])
-    time = f"between steps {count(before)} and {count(step)}" if np.isfinite(before) else f"by step {count(step)}, the first that was measured"
+    time = (
+        f"between steps {count(before)} and {count(step)}"
+        if np.isfinite(before)
+        else f"by step {count(step)}, the first that was measured"
+    )
     return paragraph(
         "<b>Strongest {}: {}</b>, {} score {}. It formed {} (half of its last excess over chance, and above that ever after).",
         name, head, detector.replace("_", " "), evidence(here), time,
@@ -86,7 +98,8 @@ def loss_line(losses: "xr.Dataset") -> Markup:
     end = losses.sel(step=last_measured(losses))
     said = [
         f"{corpus} {with_error(float(here['loss']), float(here['loss_stderr']))}, "
-        f"in-context score {with_error(float(here['in_context_learning_score']), float(here['in_context_learning_score_stderr']))}"
+        "in-context score "
+        f"{with_error(float(here['in_context_learning_score']), float(here['in_context_learning_score_stderr']))}"
         for corpus, here in ((str(c), end.sel(corpus=c)) for c in end["corpus"].values)
         if corpus != "brackets" and not corpus.startswith("shuffled")
     ]

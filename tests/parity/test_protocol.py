@@ -1,0 +1,71 @@
+"""Measures take any model of the protocol: ours, a 4.x bridge, and (marker tl3) the original 3.9 class give the same numbers."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from circuits import HookedTransformer, detect, from_transformer_lens, view
+from circuits.detectors.in_context import LossCurves
+from circuits.models.convert import to_transformer_lens_state
+
+CFG = {
+    "n_layers": 2,
+    "d_model": 16,
+    "n_heads": 2,
+    "d_head": 8,
+    "n_ctx": 32,
+    "d_vocab": 40,
+    "attn_only": True,
+    "normalization_type": "LN",
+    "positional_embedding_type": "standard",
+    "seed": 0,
+}
+TOKENS = torch.randint(1, 40, (3, 24), generator=torch.Generator().manual_seed(0))
+
+
+def sharp_model() -> HookedTransformer:
+    """Random weights with attention far from uniform, so that equal scores mean something."""
+    model = HookedTransformer(CFG).eval()
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.W_Q.mul_(6)
+            block.attn.W_K.mul_(6)
+    return model
+
+
+def assert_measured_alike(theirs: Any, ours: HookedTransformer) -> None:
+    for tokens in (None, TOKENS):
+        a, b = (detect(m, tokens, examples=4, null_seeds=1) for m in (theirs, ours))
+        for variable in ("value", "stderr", "chance", "null_mean", "null_sd"):
+            assert np.allclose(a[variable], b[variable], atol=1e-5, equal_nan=True), variable
+        assert float(b.value.sel(detector="entropy").min()) < 0.9 * float(b.chance.sel(detector="entropy"))
+    curves = [LossCurves({"text": TOKENS})(m).value for m in (theirs, ours)]
+    assert np.allclose(curves[0], curves[1], atol=1e-4)
+    assert np.allclose(*(view(m, TOKENS[0], "L1H1").patterns.value for m in (theirs, ours)), atol=1e-5)
+
+
+def test_a_native_bridge_is_measured_as_our_own_model():
+    from transformer_lens import TransformerBridgeConfig
+    from transformer_lens.model_bridge import TransformerBridge
+
+    fields = {
+        k: CFG[k] for k in ("n_layers", "d_model", "n_heads", "d_head", "n_ctx", "d_vocab", "attn_only", "normalization_type")
+    }
+    bridge = TransformerBridge.boot_native(TransformerBridgeConfig(**fields, device="cpu"))  # type: ignore[arg-type]
+    bridge.eval()
+    assert_measured_alike(bridge, from_transformer_lens(bridge))
+
+
+@pytest.mark.tl3
+def test_the_original_class_is_measured_as_our_own_model():
+    from transformer_lens import HookedTransformer as Original
+    from transformer_lens import HookedTransformerConfig as OriginalConfig
+
+    ours = sharp_model()
+    theirs = Original(OriginalConfig(**(CFG | {"device": "cpu"})))  # type: ignore[arg-type]
+    theirs.load_state_dict(to_transformer_lens_state(ours))
+    theirs.eval()
+    assert_measured_alike(theirs, ours)
+    assert torch.equal(from_transformer_lens(theirs).W_Q, ours.W_Q)
