@@ -80,7 +80,7 @@ def read_steps(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise ValueError(f"--steps is {text!r}; give whole numbers with commas between them, such as 0,512,15000") from error
+        raise ValueError(f"--steps is {text!r}; give whole numbers with commas between them, such as 0,512,10000") from error
 
 
 def show_version(wanted: bool) -> bool:
@@ -158,7 +158,7 @@ def detect(
 def export(
     run: Annotated[Path, argument("Folder of a training run.")],
     out: Annotated[Path, argument("Folder for the smaller copy.")],
-    steps: Annotated[str | None, option("Checkpoints to keep, such as 0,512,15000; default: all.")] = None,
+    steps: Annotated[str | None, option("Checkpoints to keep, such as 0,512,10000; default: all.")] = None,
     dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
 ) -> None:
     """Copy a run with chosen checkpoints, rounded to a smaller type."""

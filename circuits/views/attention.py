@@ -216,7 +216,7 @@ class AttentionView:
 
         display(Image(data=self.png(), format="png", alt=self.alt))
         if not only_png():
-            display(HTML(str(self.iframe())))
+            display(HTML(f"<div>{self.iframe()}</div>"))  # IPython warns of HTML that is an iframe and nothing else
 
 
 def only_png() -> bool:

@@ -55,10 +55,15 @@ def test_a_native_bridge_is_measured_as_our_own_model():
     }
     bridge = TransformerBridge.boot_native(TransformerBridgeConfig(**fields, device="cpu"))  # type: ignore[arg-type]
     bridge.eval()
+    with torch.no_grad():
+        for name, weight in bridge.named_parameters():
+            if name.endswith("weight") and (".q." in name or ".k." in name):
+                weight.mul_(6)
     assert_measured_alike(bridge, from_transformer_lens(bridge))
 
 
 @pytest.mark.tl3
+@pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
 def test_the_original_class_is_measured_as_our_own_model():
     from transformer_lens import HookedTransformer as Original
     from transformer_lens import HookedTransformerConfig as OriginalConfig

@@ -158,7 +158,7 @@ def test_train_passes_what_was_given_and_only_that(elsewhere, monkeypatch):
     assert (result.exit_code, result.stdout) == (0, "run\n")
     (plain, _), (changed, out) = (call[0] for call in calls)
     assert str(out) == "run"
-    assert (plain.data, plain.steps, plain.seed, plain.model.n_layers) == ("stdlib", 15_000, 0, 1)
+    assert (plain.data, plain.steps, plain.seed, plain.model.n_layers) == ("stdlib", 10_000, 0, 1)
     assert (changed.data, changed.steps, changed.seed, changed.device, changed.threads) == ("file:a.txt", 3, 7, "cpu", 1)
     assert changed.model == plain.model.model_copy(update={"seed": 7})
 
@@ -173,7 +173,7 @@ def test_export_passes_chosen_steps_and_all_by_default(elsewhere, opened):
 
 
 def test_steps_are_whole_numbers_with_commas():
-    assert read_steps("0, 512,15000") == [0, 512, 15000]
+    assert read_steps("0, 512,10000") == [0, 512, 10000]
     with pytest.raises(ValueError, match="--steps is '1;2'; give whole numbers with commas"):
         read_steps("1;2")
 

@@ -98,7 +98,7 @@ def test_a_token_that_is_part_of_a_character_is_shown_by_its_id():
             return "\N{REPLACEMENT CHARACTER}" if ids == [7] else f"<{ids[0]}>"
 
     assert token_labels(Bytes(), [7, 3]) == ["⟨7⟩", "<3>"]
-    assert token_labels(None, torch.tensor([5, 1])) == ["5", "1"]
+    assert token_labels(None, [5, 1]) == ["5", "1"]
 
 
 def test_json_for_scripts_cannot_end_one():
@@ -315,7 +315,7 @@ def test_formation_and_last_step_pass_over_checkpoints_that_failed():
     scores = swept([[0.1], [np.nan], [0.9], [np.nan]], status=["ok", "failed", "ok", "failed"])
     assert last_measured(scores) == 10
     formed = formation(scores)
-    assert (float(formed["value"]), float(formed["before"])) == (10, 0)
+    assert (formed["value"].item(), formed["before"].item()) == (10, 0)
     assert strongest(scores.sel(step=10), "induction") == Head(0, 0)
     with pytest.raises(ValueError, match="no checkpoint was measured"):
         last_measured(swept([[np.nan]] * 4, status=["failed"] * 4))
