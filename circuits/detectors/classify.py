@@ -24,6 +24,8 @@ ROLES = {
     "induction": "induction",
 }
 NO_ROLE = "none supported"
+NOT_MEASURED = "not measured"
+"""Of a head at a checkpoint that has no scores."""
 THRESHOLD = 0.2
 Z_NEEDED = 2.0
 
@@ -37,7 +39,8 @@ def classify(scores: "xr.Dataset", *, threshold: float = THRESHOLD) -> "xr.Datas
 
     Returns:
         ``Dataset([step,] layer, head)``: ``role``, the ``detector`` behind it, its ``value``, ``stderr``, ``chance``,
-        ``null_mean``, ``null_sd``, ``z``, the ``support`` in [.., 1] and the ``margin`` to the runner-up.
+        ``null_mean``, ``null_sd``, ``z``, the ``support`` in [.., 1] and the ``margin`` to the runner-up. A head without
+        scores (a checkpoint that failed) has the role "not measured".
 
     Raises:
         ValueError: ``scores`` is not a detector dataset, or the threshold is out of range.
@@ -49,7 +52,8 @@ def classify(scores: "xr.Dataset", *, threshold: float = THRESHOLD) -> "xr.Datas
     chosen = scores.sel(detector=list(ROLES))
     support = (chosen.value - chosen.chance) / (1 - chosen.chance)
     support = support.transpose(..., "detector")
-    ranked = np.sort(support.fillna(-np.inf).values, axis=-1)
+    measured = support.notnull().any("detector")
+    ranked = np.sort(support.where(measured, 0.0).fillna(-np.inf).values, axis=-1)
     best = support.fillna(-np.inf).argmax("detector")
     picked = chosen.isel(detector=best)
     top = support.isel(detector=best)
@@ -60,9 +64,10 @@ def classify(scores: "xr.Dataset", *, threshold: float = THRESHOLD) -> "xr.Datas
     names = np.array([ROLES[d] for d in chosen.detector.values])
     result = picked[["value", "stderr", "chance", "null_mean", "null_sd", "z"]].drop_vars("detector")
     result["support"] = top.drop_vars("detector")
-    result["margin"] = (top.dims, ranked[..., -1] - ranked[..., -2])
-    result["role"] = (top.dims, np.where(supported.values, names[best.values], NO_ROLE))
-    result["detector"] = (top.dims, chosen.detector.values[best.values])
+    result["margin"] = (top.dims, np.where(measured, ranked[..., -1] - ranked[..., -2], np.nan))
+    named = np.where(supported.values, names[best.values], NO_ROLE)
+    result["role"] = (top.dims, np.where(measured, named, NOT_MEASURED))
+    result["detector"] = (top.dims, np.where(measured, chosen.detector.values[best.values], ""))
     result.attrs = {
         "measure": "head_roles",
         "definition": "largest support (value - chance) / (1 - chance), "

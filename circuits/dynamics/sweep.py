@@ -155,11 +155,25 @@ def run_tasks(tasks: list[Task], *, workers: int = 0) -> Iterator[Outcome]:
 
 
 def check_sweep(measure: Any, checkpoints: Any) -> None:
+    """Refuse what is not a measure, or not a run.
+
+    Raises:
+        TypeError: it is something else.
+    """
     if not isinstance(measure, Measure):
         raise TypeError(f"got {type(measure).__name__}, need a measure (name, version, spec(), call), e.g. AttentionScores()")
-    if not isinstance(checkpoints, Checkpoints):
+    check_checkpoints(checkpoints)
+
+
+def check_checkpoints(given: Any) -> None:
+    """Refuse what is not a run.
+
+    Raises:
+        TypeError: it is not Checkpoints.
+    """
+    if not isinstance(given, Checkpoints):
         raise TypeError(
-            f"got {type(checkpoints).__name__}, need Checkpoints: Checkpoints.from_dir(path) or from_states({{step: state}}, cfg)"
+            f"got {type(given).__name__}, need Checkpoints: Checkpoints.from_dir(path) or from_states({{step: state}}, cfg)"
         )
 
 
@@ -200,7 +214,8 @@ def gather(measure: Measure, checkpoints: Checkpoints, store: str | Path) -> "xr
     pieces = [data.drop_attrs(deep=False).assign_coords(step=step) for step, data in found.items()]
     # Variables that do not depend on the weights (chance levels) still get the step axis: one rule, no surprises.
     combined = xr.concat(pieces, dim="step", data_vars="all", coords="minimal", compat="equals", join="exact")
-    combined = combined.reindex(step=list(checkpoints.steps))
+    # Counts of a missing step are NaN, so no longer the integers that the artefacts' encoding promises.
+    combined = combined.reindex(step=list(checkpoints.steps)).drop_encoding()
     combined["status"] = ("step", np.array(status, dtype=object).astype("U"))
     combined["reason"] = ("step", np.array(reasons, dtype=object).astype("U"))
     combined["model_hash"] = ("step", np.array(hashes, dtype=object).astype("U"))

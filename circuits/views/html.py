@@ -145,7 +145,7 @@ def evidence(result: Any, digits: int = 3) -> str:
     return f"{text} ({'; '.join(beside)})" if beside else text
 
 
-def count(value: float) -> str:
+def count(value: int | float) -> str:
     """A whole number in groups of three."""
     return f"{round(value):,}".replace(",", "\N{NARROW NO-BREAK SPACE}").replace("-", "−")
 

@@ -17,7 +17,7 @@ import numpy as np
 from markupsafe import Markup
 
 from circuits.dynamics.determinism import deterministic
-from circuits.dynamics.sweep import THREADS_PER_TASK, Task, check_sweep, gather, run_tasks, write_dataset
+from circuits.dynamics.sweep import THREADS_PER_TASK, Task, check_checkpoints, check_sweep, gather, run_tasks, write_dataset
 from circuits.files import write_whole
 from circuits.models.checkpoints import Checkpoints
 from circuits.progress import bar
@@ -58,6 +58,7 @@ def report(
     Raises:
         TypeError: ``run`` is not Checkpoints. ValueError: ``out`` or ``store`` is a file, or sections disagree on a measure.
     """
+    check_checkpoints(run)
     out, store = Path(out), Path(store)
     sections = discover() if sections is None else tuple(sections)
     for folder, what in ((out, "out"), (store, "store")):
@@ -150,7 +151,7 @@ def notices(section: Section, results: "Mapping[str, xr.Dataset]", absent: Mappi
         gone = np.flatnonzero(data["status"].values != "ok")
         if len(gone):
             rows = [
-                (count(data["step"].values[i]), str(data["status"].values[i]), str(data["reason"].values[i]) or "not computed")
+                (count(int(data["step"].values[i])), str(data["status"].values[i]), str(data["reason"].values[i]) or "not computed")
                 for i in gone
             ]
             head = f"{name}: {len(gone)} of {data.sizes['step']} checkpoints have no data; they are left out below."

@@ -1,5 +1,6 @@
-"""A training run of tiny models, for the tests of checkpoints: how it is written in each layout, and what it holds."""
+"""A training run of tiny models, for the tests of checkpoints: how it is written in each layout, and what it holds; pages taken apart."""
 
+from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -42,3 +43,28 @@ def tiny():
         return path
 
     return SimpleNamespace(cfg=cfg, weights=weights, same=same, run=run, folders=folders)
+
+
+class Elements(HTMLParser):
+    """What a browser would build: (tag, attributes) of every element, and the text of each script."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data):
+        if self.cdata_elem == "script":
+            self.scripts[-1] += data
+
+
+@pytest.fixture(scope="session")
+def elements():
+    """``elements(page)``: what a browser would build of a page."""
+    return Elements

@@ -5,7 +5,6 @@ import gzip
 import html
 import json
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -35,25 +34,6 @@ from circuits.views.html import (
 
 EVIL = "</script><script>alert(1)</script>"
 WORDS = ["<bos>", EVIL, " if", "\n        ", "$x$", "中", "&amp;<b>", "·", "\\n", "", *(f" w{i}" for i in range(20))]
-
-
-class Elements(HTMLParser):
-    """What a browser would build: (tag, attributes) of every element, and the text of each script."""
-
-    def __init__(self, page: str):
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[str] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_data(self, data):
-        if self.cdata_elem == "script":
-            self.scripts[-1] += data
 
 
 @pytest.fixture(scope="module")
@@ -118,11 +98,11 @@ def test_numbers_stand_beside_their_errors():
     assert evidence(given) == "0.500 ± 0.010 (chance 0.020; untrained 0.030, sd 0.004, z = 118)"
 
 
-def test_table_cells_are_text():
+def test_table_cells_are_text(elements):
     made = table(("<i>", "b"), [(EVIL, 1)], caption="<u>", numeric=(1,), shades=[[0.0, 0.5]])
     assert "<script" not in made and "&lt;i&gt;" in made and "&lt;u&gt;" in made
     assert "background:rgba(0,114,178,0.25)" in made
-    assert [tag for tag, _ in Elements(made).tags].count("td") == 2
+    assert [tag for tag, _ in elements(made).tags].count("td") == 2
 
 
 def test_bundle_is_circuitsvis_whole_and_cannot_end_its_script():
@@ -181,27 +161,27 @@ def test_props_are_those_of_attention_heads(model, tokens, tokenizer):
     assert shown.labels[1] == EVIL, "the strip of tokens shows them whole"
 
 
-def test_a_token_that_is_a_script_is_text_everywhere(model, tokens, tokenizer, tmp_path):
+def test_a_token_that_is_a_script_is_text_everywhere(model, tokens, tokenizer, tmp_path, elements):
     shown = view(model, tokens, "L0H1", tokenizer=tokenizer)
     page = shown.save(tmp_path / "view.html").read_text(encoding="utf-8")
     assert "alert(1)</script>" not in page
-    found = Elements(page)
+    found = elements(page)
     assert [tag for tag, _ in found.tags].count("script") == 1
     assert "alert(1)" in found.scripts[0] and "\\u003c/script\\u003e" in found.scripts[0]
-    frame = Elements(str(shown.iframe()))
+    frame = elements(str(shown.iframe()))
     assert [tag for tag, _ in frame.tags] == ["iframe"]
     assert html.unescape(frame.tags[0][1]["srcdoc"]) == shown.page(static=False) or frame.tags[0][1]["srcdoc"] == shown.page(
         static=False
     )
 
 
-def test_the_frame_is_sandboxed_of_fixed_height_and_loads_nothing(model, tokens, tokenizer):
+def test_the_frame_is_sandboxed_of_fixed_height_and_loads_nothing(model, tokens, tokenizer, elements):
     shown = view(model, tokens, "L0H1", tokenizer=tokenizer, height=480)
-    ((_, attributes),) = Elements(str(shown.iframe())).tags
+    ((_, attributes),) = elements(str(shown.iframe())).tags
     assert attributes["sandbox"] == "allow-scripts"
     assert "height:480px" in attributes["style"]
     assert "src" not in attributes
-    page = Elements(shown.page())
+    page = elements(shown.page())
     for tag, attributes in page.tags:
         assert tag != "link"
         for name in ("src", "href", "data", "action"):
@@ -210,10 +190,10 @@ def test_the_frame_is_sandboxed_of_fixed_height_and_loads_nothing(model, tokens,
     assert policy.startswith("default-src 'none'") and "http" not in policy
 
 
-def test_several_views_share_nothing(model, tokens):
+def test_several_views_share_nothing(model, tokens, elements):
     first, second = view(model, tokens, "L0H1"), view(model, tokens, "L1H0")
     both = str(first.iframe()) + str(second.iframe())
-    assert [tag for tag, _ in Elements(both).tags] == ["iframe", "iframe"]
+    assert [tag for tag, _ in elements(both).tags] == ["iframe", "iframe"]
     assert first.page() != second.page()
     assert first.page() == view(model, tokens, "L0H1").page()
     assert first.png() == view(model, tokens, "L0H1").png()

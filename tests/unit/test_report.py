@@ -1,0 +1,187 @@
+"""The report: whole, offline, honest about what is missing, and the same bytes however often it was interrupted."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from tokenizers import Tokenizer, models
+
+from circuits import Checkpoints, report
+from circuits.files import write_json
+from circuits.models.checkpoints import save_weights, step_file
+from circuits.models.config import HookedTransformerConfig
+from circuits.models.hooked import HookedTransformer
+from circuits.results import labelled
+from circuits.views.sections import Section, Wanted, discover
+
+EVIL = "</script><script>alert(1)</script>"
+CFG = HookedTransformerConfig(n_layers=2, d_model=16, n_heads=2, d_head=8, n_ctx=32, d_vocab=60, attn_only=True)
+
+
+def make_run(path: Path, steps: tuple[int, ...] = (0, 10, 100)) -> Path:
+    """A run whose name, corpus and tokens try to be scripts."""
+    write_json(path / "config.json", CFG.model_dump(mode="json"))
+    write_json(path / "meta.json", {"name": f"evil {EVIL}", "tokens_per_step": 64})
+    vocabulary = {word: i for i, word in enumerate(["<bos>", EVIL, *(f"w{i}" for i in range(58))])}
+    Tokenizer(models.WordLevel(vocabulary, unk_token="<bos>")).save(str(path / "tokenizer.json"))
+    rng = torch.Generator().manual_seed(0)
+    text = torch.randint(1, 60, (4, 32), generator=rng)
+    text[:, 0], text[:, 3] = 0, 1
+    save_weights(path / "evaluation.safetensors", {"code": text.to(torch.int32), f"x{EVIL}": text.flip(1).to(torch.int32)})
+    for step in steps:
+        state = HookedTransformer(CFG.model_copy(update={"seed": step})).state_dict()
+        save_weights(step_file(path, step), {name: weight * 3 for name, weight in state.items()}, step=step)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "mine")
+
+
+@pytest.fixture(scope="module")
+def written(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("report")
+    return report(Checkpoints.from_dir(run), folder / "out", folder / "store", progress=False)
+
+
+def test_the_page_is_one_file_that_loads_nothing_and_runs_nothing_foreign(written: Any, elements: Any):
+    page = written.html.read_text(encoding="utf-8")
+    assert written.html.stat().st_size < 5_000_000
+    found = elements(page)
+    assert not [tag for tag, _ in found.tags if tag in ("link", "iframe", "object", "embed", "base", "form")]
+    for tag, attributes in found.tags:
+        for name in ("src", "href", "srcset", "action", "data"):
+            value = attributes.get(name) or ""
+            assert value == "" or value.startswith(("data:image/", "#")), (tag, name, value[:60])
+    (policy,) = (a["content"] for tag, a in found.tags if tag == "meta" and a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'")
+    views = [json.loads(text) for text in found.scripts if text.lstrip().startswith("{")]
+    assert len(views) == 2 and EVIL in views[1]["labels"]
+    assert len(found.scripts) == len(views) + 2  # the bundle, and what starts the views
+    assert not any("alert(1)" in script and not script.lstrip().startswith("{") for script in found.scripts)
+    assert "evil &lt;/script&gt;" in page
+
+
+def test_the_results_open_with_xarray_and_have_errors_and_nulls(written: Any):
+    with xr.open_dataset(written.results, engine="h5netcdf") as data:
+        scores = data["attention_scores_value"]
+        assert scores.dims == ("step", "layer", "head", "detector")
+        assert data.step.values.tolist() == [0, 10, 100]
+        for name in ("stderr", "chance", "null_mean", "null_sd", "z"):
+            assert bool(np.isfinite(data[f"attention_scores_{name}"]).all()), name
+        assert {"repeat_loss_value", "repeat_loss_stderr", "loss_curves_value", "head_roles_role"} <= set(data.data_vars)
+        assert scores.attrs["measure"] == "attention_scores" and json.loads(scores.attrs["config"])["examples"] == 16
+
+
+def test_every_section_is_there_and_no_folder_of_this_machine(written: Any, run: Path):
+    page = written.html.read_text(encoding="utf-8")
+    for section in discover():
+        assert f'<section id="{section.name}">' in page
+    assert str(run.parent) not in page and str(written.html.parent) not in page
+
+
+def test_the_same_bytes_elsewhere_from_the_store_and_from_nothing(written: Any, run: Path, tmp_path: Path, monkeypatch: Any):
+    moved = make_run(tmp_path / "other" / "mine")
+    again = report(Checkpoints.from_dir(moved), tmp_path / "a", tmp_path / "store", progress=False)
+    assert again.html.read_bytes() == written.html.read_bytes()
+    assert again.results.read_bytes() == written.results.read_bytes()
+
+    def fail(self: Any, model: Any) -> Any:
+        raise AssertionError("what is in the store was measured again")
+
+    from circuits.detectors.attention import AttentionScores
+
+    monkeypatch.setattr(AttentionScores, "__call__", fail)
+    cached = report(Checkpoints.from_dir(run), tmp_path / "b", tmp_path / "store", progress=False)
+    assert cached.html.read_bytes() == written.html.read_bytes()
+
+
+def test_a_broken_checkpoint_is_named_and_the_others_are_shown(tmp_path: Path):
+    path = make_run(tmp_path / "mine")
+    state = HookedTransformer(CFG).state_dict()
+    state["embed.W_E"][0, 0] = torch.nan
+    save_weights(step_file(path, 10), state, step=10)
+    written = report(Checkpoints.from_dir(path), tmp_path / "out", tmp_path / "store", progress=False)
+    page = written.html.read_text(encoding="utf-8")
+    assert "1 of 3 checkpoints have no data" in page and "holds NaN or infinite weights" in page
+    with xr.open_dataset(written.results, engine="h5netcdf") as data:
+        assert data["attention_scores_status"].values.tolist() == ["ok", "failed", "ok"]
+        assert np.isnan(data["attention_scores_value"].sel(step=10)).all()
+        assert np.isfinite(data["attention_scores_value"].sel(step=100)).all()
+        assert set(data["head_roles_role"].sel(step=10).values.flatten()) == {"not measured"}
+        assert "not measured" not in data["head_roles_role"].sel(step=[0, 100]).values
+
+
+@dataclass(frozen=True)
+class Expensive:
+    """Takes long, so the report must not compute it."""
+
+    name: str = field(default="expensive", init=False)
+    version: int = field(default=1, init=False)
+
+    def spec(self) -> dict[str, Any]:
+        return {}
+
+    def __call__(self, model: Any) -> xr.Dataset:
+        return labelled({"value": ((), 1.0)}, {}, measure=self, definition="one", source="here")
+
+
+def expensive_section() -> Section:
+    wanted = [Wanted(Expensive(), cheap=False, command="circuits dear RUN")]
+    return Section("dear", "Dear", 50, lambda run: wanted, lambda run, results: f"<b>{float(results['expensive'].value[-1])}")
+
+
+def test_a_missing_expensive_measure_is_named_with_its_command_and_read_once_it_is_there(run: Path, tmp_path: Path):
+    from circuits import sweep
+
+    checkpoints = Checkpoints.from_dir(run)
+    options: dict[str, Any] = {"sections": [expensive_section()], "progress": False}
+    page = report(checkpoints, tmp_path / "out", tmp_path / "store", **options).html.read_text()
+    assert "expensive has no data" in page and "<code>circuits dear RUN</code>" in page
+    sweep(Expensive(), checkpoints, store=tmp_path / "store", progress=False)
+    page = report(checkpoints, tmp_path / "out", tmp_path / "store", **options).html.read_text()
+    assert "has no data" not in page
+    assert "&lt;b&gt;1.0" in page, "what a section returns as a plain string is text"
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("place", "error", "message"),
+    [("out", ValueError, "out is .*, a file; give a folder"), ("store", ValueError, "store is .*, a file; give a folder")],
+)
+def test_a_file_where_a_folder_belongs_is_refused(run: Path, tmp_path: Path, place: str, error: Any, message: str):
+    (tmp_path / "file").write_text("")
+    folders = {"out": tmp_path / "a", "store": tmp_path / "b"} | {place: tmp_path / "file"}
+    with pytest.raises(error, match=message):
+        report(Checkpoints.from_dir(run), **folders, progress=False)
+    with pytest.raises(TypeError, match="need Checkpoints"):
+        report(run, tmp_path / "a", tmp_path / "b", progress=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("artefacts", [1, 3, 7])
+def test_a_killed_report_ends_with_the_same_bytes(written: Any, run: Path, tmp_path: Path, artefacts: int):
+    """SIGKILL after so many artefacts, then the same command again: the page and the results of an unbroken run."""
+    command = [sys.executable, "-m", "circuits", "report", str(run), "--out", str(tmp_path / "out"), "--store", str(tmp_path / "s")]
+    process = subprocess.Popen(command)
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.rglob("*.nc"))) < artefacts and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    assert len(list(tmp_path.rglob("*.nc"))) >= artefacts
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert re.fullmatch(r".*report\.html\n.*results\.nc\n", done.stdout)
+    assert (tmp_path / "out" / "report.html").read_bytes() == written.html.read_bytes()
+    assert (tmp_path / "out" / "results.nc").read_bytes() == written.results.read_bytes()
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name not in ("report.html", "results.nc")]
