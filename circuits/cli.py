@@ -3,6 +3,7 @@
 Exit codes: 0; 2 when the input was refused (one sentence on stderr); 130 after Ctrl-C.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,6 +50,9 @@ def argument(text: str) -> Any:
 
 Run = Annotated[Path | None, argument("Folder of a training run; default: fixtures/stdlib-2l of the checkout.")]
 Store = Annotated[Path | None, option("Folder of cached artefacts; default: reports/<run>/store.")]
+Workers = Annotated[
+    int | None, option("Processes to measure in, 0 for this one; default: one for each core. The numbers are the same.")
+]
 
 
 def find_run(given: Path | None) -> Path:
@@ -69,6 +73,12 @@ def find_run(given: Path | None) -> Path:
 def reports(run: Path) -> Path:
     """Where the results of a run go unless the user says otherwise, relative to the working directory."""
     return Path("reports") / run.resolve().name
+
+
+def processes(asked: int | None) -> int:
+    """How many processes to measure in: as asked, else one for each core, which on a single core is this one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return asked if asked is not None else cores if cores > 1 else 0
 
 
 def read_steps(text: str) -> list[int]:
@@ -105,6 +115,7 @@ def report(
     run: Run = None,
     out: Annotated[Path | None, option("Folder for the two files; default: reports/<run>.")] = None,
     store: Store = None,
+    workers: Workers = None,
 ) -> None:
     """Measure every head at every checkpoint; write one HTML page and one results file."""
     run = find_run(run)
@@ -112,7 +123,7 @@ def report(
     from circuits.models.checkpoints import Checkpoints
     from circuits.views.report import report as write_report
 
-    written = write_report(Checkpoints.from_dir(run), out, store or reports(run) / "store")
+    written = write_report(Checkpoints.from_dir(run), out, store or reports(run) / "store", workers=processes(workers))
     typer.echo(written.html)
     typer.echo(written.results)
 
@@ -143,6 +154,7 @@ def detect(
     run: Annotated[Path, argument("Folder of a training run.")],
     out: Annotated[Path | None, option("The netCDF file; default: reports/<run>/detect.nc.")] = None,
     store: Store = None,
+    workers: Workers = None,
 ) -> None:
     """Score every head at every checkpoint with the attention detectors; write one netCDF file."""
     from circuits.dynamics.detect import detect as score
@@ -150,7 +162,7 @@ def detect(
     from circuits.models.checkpoints import Checkpoints
 
     out = out or reports(run) / "detect.nc"
-    write_dataset(out, score(Checkpoints.from_dir(run), store=store or reports(run) / "store"))
+    write_dataset(out, score(Checkpoints.from_dir(run), store=store or reports(run) / "store", workers=processes(workers)))
     typer.echo(out)
 
 

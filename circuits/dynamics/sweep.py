@@ -6,14 +6,18 @@ to the same bytes. A task that fails leaves a record with the reason and is trie
 its own thread count, so results do not depend on whether it ran here or in a pool of processes.
 """
 
+import os
+import signal
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -141,17 +145,35 @@ def run_tasks(tasks: list[Task], *, workers: int = 0) -> Iterator[Outcome]:
     """Outcomes as they come, from this process or a pool of spawned ones."""
     if workers < 0:
         raise ValueError(f"workers is {workers}; give 0 for this process or the number of processes")
-    if workers == 0:
-        yield from map(run_task, tasks)
+    # What is in the store is read here: a pool takes seconds to start.
+    here, there = [], []
+    for task in tasks:
+        (there if workers and not _has_artefact(task) else here).append(task)
+    yield from map(run_task, here)
+    if not there:
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(run_task, task) for task in tasks]
+    with ProcessPoolExecutor(min(workers, len(there)), mp_context=get_context("spawn"), initializer=_serve) as pool:
+        futures = [pool.submit(run_task, task) for task in there]
         try:
             for future in as_completed(futures):
                 yield future.result()
         finally:
             for future in futures:
                 future.cancel()
+
+
+def _has_artefact(task: Task) -> bool:
+    with suppress(ValueError):  # weights that cannot be read name no artefact
+        return task.artefact.exists()
+    return False
+
+
+def _serve() -> None:
+    """Begin a worker: Ctrl-C is the parent's business, and a worker whose parent was killed ends too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    if parent is not None:
+        Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
 
 
 def check_sweep(measure: Any, checkpoints: Any) -> None:

@@ -151,7 +151,11 @@ def notices(section: Section, results: "Mapping[str, xr.Dataset]", absent: Mappi
         gone = np.flatnonzero(data["status"].values != "ok")
         if len(gone):
             rows = [
-                (count(int(data["step"].values[i])), str(data["status"].values[i]), str(data["reason"].values[i]) or "not computed")
+                (
+                    count(int(data["step"].values[i])),
+                    str(data["status"].values[i]),
+                    str(data["reason"].values[i]) or "not computed",
+                )
                 for i in gone
             ]
             head = f"{name}: {len(gone)} of {data.sizes['step']} checkpoints have no data; they are left out below."

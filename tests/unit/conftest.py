@@ -1,4 +1,4 @@
-"""A training run of tiny models, for the tests of checkpoints: how it is written in each layout, and what it holds; pages taken apart."""
+"""A training run of tiny models, how it is written in each layout and what it holds; and HTML pages, taken apart."""
 
 from html.parser import HTMLParser
 from pathlib import Path

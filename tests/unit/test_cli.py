@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from circuits.cli import app, find_run, read_steps, reports
+from circuits.cli import app, find_run, processes, read_steps, reports
 
 
 @pytest.fixture
@@ -132,16 +132,24 @@ def test_report_writes_below_the_working_directory_and_says_where(shipped, opene
     assert opened[0].path == shipped
     ((run, out, store), options) = calls[0]
     assert run is opened[0]
-    assert (str(out), str(store), options) == ("reports/stdlib-2l", "reports/stdlib-2l/store", {})
+    assert (str(out), str(store), options) == ("reports/stdlib-2l", "reports/stdlib-2l/store", {"workers": processes(None)})
     assert result.stdout == "a/report.html\na/results.nc\n"
 
 
 def test_report_takes_a_run_and_folders(elsewhere, opened, monkeypatch):
     calls = replace(monkeypatch, "circuits.views.report", "report", Calls(result=SimpleNamespace(html="a", results="b")))
-    result = invoke("report", "mine", "--out", "there", "--store", "cache")
+    result = invoke("report", "mine", "--out", "there", "--store", "cache", "--workers", 0)
     assert (result.exit_code, result.stdout) == (0, "a\nb\n"), result.stderr
     assert str(opened[0].path) == "mine"
     assert [str(folder) for folder in calls[0][0][1:]] == ["there", "cache"]
+    assert calls[0][1] == {"workers": 0}
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(1, 0), (2, 2), (16, 16)])
+def test_every_core_measures_unless_told_otherwise(cores, expected, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(cores), raising=False)
+    assert processes(None) == expected
+    assert [processes(asked) for asked in (0, 3)] == [0, 3]
 
 
 def test_a_run_named_by_a_dot_reports_under_its_own_name(elsewhere):
@@ -223,7 +231,7 @@ def test_train_detect_and_export_on_a_tiny_real_run(elsewhere):
     assert sorted(path.name for path in (elsewhere / "run" / "checkpoints").iterdir()) == [
         f"step_{step:09d}.safetensors" for step in (0, 1, 2)
     ]
-    detected = invoke("detect", "run", "--out", "heads.nc")
+    detected = invoke("detect", "run", "--out", "heads.nc", "--workers", 0)
     assert (detected.exit_code, detected.stdout) == (0, "heads.nc\n"), detected.stderr
     with xr.open_dataset("heads.nc", engine="h5netcdf") as data:
         assert data["value"].dims == ("step", "layer", "head", "detector")

@@ -1,5 +1,7 @@
 """A measure over a run: artefacts by hash, resumed, repeated to the same bytes, failures kept as records."""
 
+import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -87,6 +89,45 @@ def test_equal_sweeps_give_equal_bytes_here_and_in_a_pool(tmp_path: Path):
         content = (tmp_path / "here" / file).read_bytes()
         assert content == (tmp_path / "again" / file).read_bytes()
         assert content == (tmp_path / "pool" / file).read_bytes()
+
+
+def test_no_pool_is_started_for_what_is_in_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = make_run()
+    sweep(WeightNorm(), run, store=tmp_path)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a pool was started")
+
+    monkeypatch.setattr(sweep_module, "ProcessPoolExecutor", refuse)
+    assert {outcome.status for outcome in sweep(WeightNorm(), run, store=tmp_path, workers=2).values()} == {"ok"}
+    with pytest.raises(AssertionError, match="a pool was started"):
+        sweep(WeightNorm(scale=2.0), run, store=tmp_path, workers=2)
+
+
+@pytest.mark.slow
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path):
+    """A sweep in another process is killed outright; nobody is left to be told to stop."""
+    import psutil
+
+    script = (
+        "import sys, time; from circuits import Checkpoints, HookedTransformer, sweep\n"
+        "from circuits.detectors.attention import AttentionScores\n"
+        "model = HookedTransformer(dict(n_layers=1, d_model=8, n_heads=2, d_head=4, n_ctx=64, d_vocab=80, attn_only=True))\n"
+        "if __name__ == '__main__':\n"
+        "    states = {step: {k: w + step for k, w in model.state_dict().items()} for step in range(60)}\n"
+        "    sweep(AttentionScores(examples=64), Checkpoints.from_states(states, model.cfg), store=sys.argv[1], workers=2)\n"
+    )
+    (tmp_path / "run.py").write_text(script)
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "run.py"), str(tmp_path / "store")])
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.rglob("*.nc")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers = psutil.Process(parent.pid).children(recursive=True)
+    assert len(workers) >= 2 and parent.poll() is None
+    parent.kill()
+    parent.wait()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert alive == []
 
 
 def make_detect() -> Any:

@@ -37,8 +37,8 @@ def render(run: Checkpoints, results: Results) -> str:
     parts = [
         paragraph(
             "{} at step {}: the strongest induction and previous-token heads, then the heads with the best-supported roles. "
-            'Rows are queries and sum to 1. <span class="screen">Hover a head to see it, click to lock; hover a cell for its value; '
-            "hover a token to see what it attends to and what attends to it.</span>",
+            'Rows are queries and sum to 1. <span class="screen">Hover a head to see it, click to lock; '
+            "hover a cell for its value; hover a token to see what it attends to and what attends to it.</span>",
             names,
             count(step),
         )
