@@ -1,7 +1,8 @@
 """The classic demonstration of induction: a made-up name, seen once, is completed when it comes again.
 
 A prompt is ``[BOS] text name text stem``: held-out text around a name no training text holds, and at the end the name's
-first tokens. It counts as completed if greedy decoding gives every remaining token. In the control the first occurrence
+first tokens. It counts as completed if greedy decoding gives every remaining token; beside that stands the share of
+remaining tokens that are the likeliest next one after the true ones before them. In the control the first occurrence
 has its tokens in another order, so the same tokens are in the context but nothing there says how the name goes on: what
 n-gram statistics, or a preference for tokens already seen, can do without induction. Chance is that control's rate.
 """
@@ -12,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.models.protocol import check_finite, check_model, check_tokens, device_of, model_hash, undisturbed
-from circuits.results import array_hash, labelled
+from circuits.results import array_hash, labelled, mean_and_stderr
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -69,7 +70,7 @@ def name_prompts(
         count: names. stem: tokens of the name given the second time.
 
     Raises:
-        ValueError: the text is too short to hold a name twice.
+        ValueError: the text is too short to hold a name twice, or the tokenizer cuts names into too few tokens.
     """
     if text.shape[1] < 48:
         raise ValueError(
@@ -90,6 +91,10 @@ def name_prompts(
             rows[kind].append(torch.cat([filler[:place], torch.tensor(first), filler[place:], torch.tensor(ids)]))
         answers.append(len(ids) - stem)
         used.append(name)
+    if len(used) < count:
+        raise ValueError(
+            f"only {len(used)} of {count} names have {stem + 2} or more different tokens: use a smaller stem or count"
+        )
     return NamePrompts(torch.stack(rows["exact"]), torch.stack(rows["shuffled"]), torch.tensor(answers), tuple(used))
 
 
@@ -103,7 +108,7 @@ def derangement(size: int, rng: np.random.Generator) -> list[int]:
 
 @dataclass(frozen=True)
 class NameCompletion:
-    """Share of made-up names completed greedily: ``Dataset(condition)`` for exact and shuffled first occurrences."""
+    """Share of made-up names completed greedily, and of their tokens: ``Dataset(condition)``, exact and shuffled."""
 
     prompts: NamePrompts = field(compare=False)
     name: str = field(default="name_completion", init=False)
@@ -116,18 +121,23 @@ class NameCompletion:
         """Measure a model.
 
         Returns:
-            ``value`` (rate in [0, 1]), ``stderr``, Wilson's 95% ``low`` and ``high``, and ``completed [condition, name]``.
+            ``value`` (share of names completed, in [0, 1]), ``stderr``, Wilson's 95% ``low`` and ``high``; ``token_rate``,
+            the share of remaining tokens that are right, averaged over names, and ``token_rate_stderr``; and
+            ``completed [condition, name]``.
 
         Raises:
             TypeError, ValueError: not a hooked model, NaN weights, or prompts of another tokenizer or context.
         """
         check_model(model)
         check_finite(model)
-        completed = []
+        shares = []
         for tokens in (self.prompts.exact, self.prompts.shuffled):
             check_tokens(tokens, d_vocab=model.cfg.d_vocab, n_ctx=model.cfg.n_ctx, needed_by="name completion")
-            completed.append(self._completed(model, tokens).numpy())
+            shares.append(self._share_right(model, tokens).numpy())
+        # Greedy decoding gives the whole name exactly if every token of it is the likeliest after its true predecessors.
+        completed = [share == 1.0 for share in shares]
         rates = np.mean(completed, axis=1)
+        per_token = [mean_and_stderr(share) for share in shares]
         count = len(self.prompts.names)
         bounds = [wilson_interval(int(c.sum()), count) for c in completed]
         each = ("condition",)
@@ -137,6 +147,8 @@ class NameCompletion:
                 "stderr": (each, np.sqrt(rates * (1 - rates) / count)),
                 "low": (each, [low for low, _ in bounds]),
                 "high": (each, [high for _, high in bounds]),
+                "token_rate": (each, [mean for mean, _ in per_token]),
+                "token_rate_stderr": (each, [error for _, error in per_token]),
                 "completed": (("condition", "name"), completed),
             },
             {"condition": ["exact", "shuffled"], "name": list(self.prompts.names)},
@@ -148,11 +160,11 @@ class NameCompletion:
             n_examples=count,
         )
 
-    def _completed(self, model: Any, tokens: Int[Tensor, "name pos"]) -> Tensor:
-        """Greedy decoding is right throughout exactly if every answer token is the argmax after its true predecessors."""
+    def _share_right(self, model: Any, tokens: Int[Tensor, "name pos"]) -> Float[Tensor, "name"]:
+        """Share of each name's remaining tokens that are the likeliest next token after those before them."""
         with undisturbed(model):
             guess = torch.cat([model(part).argmax(-1).cpu() for part in tokens.to(device_of(model)).split(50)])
         right = guess[:, :-1] == tokens[:, 1:]
         place = torch.arange(right.shape[1])
         is_answer = place >= right.shape[1] - self.prompts.answer[:, None]
-        return (right | ~is_answer).all(1)
+        return (right & is_answer).sum(1).double() / self.prompts.answer

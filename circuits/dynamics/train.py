@@ -141,7 +141,7 @@ def train(config: TrainConfig, out: str | Path, *, progress: bool | None = None)
 
 def describe_run(config: TrainConfig, data: TrainingData) -> dict[str, Any]:
     """What a reader must know of a run: recipe, data identity, versions."""
-    import transformer_lens
+    from importlib.metadata import version
 
     return {
         "name": config.name,
@@ -152,7 +152,7 @@ def describe_run(config: TrainConfig, data: TrainingData) -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__.split("+")[0],
-            "transformer_lens": getattr(transformer_lens, "__version__", "unknown"),
+            "transformer_lens": version("transformer-lens"),
         },
     }
 

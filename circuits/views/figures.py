@@ -45,11 +45,21 @@ def drawing(ax: "Axes | None", *, width: float, height: float, columns: int = 1,
         if ax is not None:
             yield [ax]
             return
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(width, height), layout="constrained", dpi=110)
+        figure = shown_figure()(figsize=(width, height), layout="constrained", dpi=110)
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.06)  # type: ignore[union-attr]
         yield list(figure.subplots(rows, columns, squeeze=False).flat)
+
+
+@lru_cache(maxsize=1)
+def shown_figure() -> "type[Figure]":
+    """The class of our figures: one that a notebook shows by itself, which matplotlib's own does only once pyplot is imported."""
+    from matplotlib.figure import Figure
+
+    class ShownFigure(Figure):
+        def _repr_png_(self) -> bytes:
+            return rendered(self, "png")
+
+    return ShownFigure
 
 
 def rendered(figure: "Figure", kind: Literal["png", "svg"]) -> bytes:

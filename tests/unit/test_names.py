@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer
 
 from circuits.data.tokenizer import token_strings, train_bpe
-from circuits.detectors.names import NameCompletion, derangement, made_up_names, name_prompts, wilson_interval
+from circuits.detectors.names import NameCompletion, NamePrompts, derangement, made_up_names, name_prompts, wilson_interval
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +68,28 @@ def test_literal_induction_completes_every_exact_name_and_no_shuffled_one(tokeni
     prompts = name_prompts(tokenizer, text(), count=20)
     found = NameCompletion(prompts)(Echo(knows=True))
     assert found.value.sel(condition="exact") == 1.0 and found.value.sel(condition="shuffled") == 0.0
+    assert found.token_rate.sel(condition="exact") == 1.0 and found.token_rate.sel(condition="shuffled") < 0.1
     ignorant = NameCompletion(prompts)(Echo(knows=False))
     assert (ignorant.value == 0.0).all() and (ignorant.high < 0.2).all()
+
+
+def test_a_name_is_completed_if_all_its_tokens_are_right_and_the_token_rate_says_how_many_are():
+    tokens = torch.tensor([[0, 5, 6, 7, 8], [0, 5, 6, 7, 9]])
+    prompts = NamePrompts(tokens, tokens, torch.tensor([2, 3]), ("a", "b"))
+
+    class CountsUp(Echo):
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.one_hot(tokens + 1, 270).float()  # right but for the 9
+
+    found = NameCompletion(prompts)(CountsUp(knows=True)).sel(condition="exact")
+    assert found.completed.values.tolist() == [True, False]
+    assert found.value == 0.5 and found.token_rate == pytest.approx((1 + 2 / 3) / 2)
+    assert found.token_rate_stderr == pytest.approx(1 / 6)
+
+
+def test_a_tokenizer_that_keeps_names_whole_is_refused(tokenizer: Tokenizer):
+    with pytest.raises(ValueError, match="only 0 of 5 names have 42 or more different tokens: use a smaller stem or count"):
+        name_prompts(tokenizer, text(), count=5, stem=40)
 
 
 def test_wilson_interval_by_hand():

@@ -376,6 +376,13 @@ def test_only_heads_beyond_chance_are_named_and_chance_is_dashed():
     assert [line.get_color() for line in axis.lines[:2]] == [head_colour(0, 2), head_colour(1, 2)]
 
 
+def test_a_figure_shows_itself_in_a_notebook():
+    from IPython.core.formatters import DisplayFormatter
+
+    shown, _ = DisplayFormatter().format(curves.loss_curves(losses()))
+    assert shown["image/png"] == rendered(curves.loss_curves(losses()), "png")
+
+
 def test_figures_draw_into_the_callers_axes():
     from matplotlib.figure import Figure
 

@@ -53,7 +53,7 @@ def run_facts(run: Checkpoints) -> "list[tuple[str, Any]]":
         ("name", run.name),
         ("checkpoints", f"{len(run)}, steps {count(run.steps[0])} to {count(run.steps[-1])}"),
     ]
-    facts += [(f"{key}", shown(value)) for key, value in run.meta.items() if key not in ("name", "files")]
+    facts += [(f"{key}", shown(value)) for key, value in run.meta.items() if key not in ("name", "steps", "sha256")]
     facts.append(
         (
             "model",
