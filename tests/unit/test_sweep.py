@@ -4,7 +4,6 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -104,32 +103,6 @@ def test_no_pool_is_started_for_what_is_in_the_store(tmp_path: Path, monkeypatch
         sweep(WeightNorm(scale=2.0), run, store=tmp_path, workers=2)
 
 
-@pytest.mark.slow
-def test_workers_end_when_their_parent_is_killed(tmp_path: Path):
-    """A sweep in another process is killed outright; nobody is left to be told to stop."""
-    import psutil
-
-    script = (
-        "import sys, time; from circuits import Checkpoints, HookedTransformer, sweep\n"
-        "from circuits.detectors.attention import AttentionScores\n"
-        "model = HookedTransformer(dict(n_layers=1, d_model=8, n_heads=2, d_head=4, n_ctx=64, d_vocab=80, attn_only=True))\n"
-        "if __name__ == '__main__':\n"
-        "    states = {step: {k: w + step for k, w in model.state_dict().items()} for step in range(60)}\n"
-        "    sweep(AttentionScores(examples=64), Checkpoints.from_states(states, model.cfg), store=sys.argv[1], workers=2)\n"
-    )
-    (tmp_path / "run.py").write_text(script)
-    parent = subprocess.Popen([sys.executable, str(tmp_path / "run.py"), str(tmp_path / "store")])
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.rglob("*.nc")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    workers = psutil.Process(parent.pid).children(recursive=True)
-    assert len(workers) >= 2 and parent.poll() is None
-    parent.kill()
-    parent.wait()
-    _, alive = psutil.wait_procs(workers, timeout=20)
-    assert alive == []
-
-
 def make_detect() -> Any:
     from circuits.detectors.attention import AttentionScores
 
@@ -193,36 +166,63 @@ def test_an_artefact_under_another_name_is_not_believed(tmp_path: Path):
     assert read_artefact(other) is None
 
 
-def slow_sweep(store: str) -> None:
-    original = WeightNorm.__call__
+SLOW_SWEEP = """
+import sys
+from circuits import Checkpoints, HookedTransformer, sweep
+from circuits.detectors.attention import AttentionScores
 
-    def slow(self: WeightNorm, model: Any) -> Any:
-        time.sleep(0.02)
-        return original(self, model)
+model = HookedTransformer(dict(n_layers=1, d_model=8, n_heads=2, d_head=4, n_ctx=64, d_vocab=80, attn_only=True))
+run = Checkpoints.from_states({step: {k: w + step for k, w in model.state_dict().items()} for step in range(40)}, model.cfg)
+measure = AttentionScores(examples=64, null_seeds=1)
+if __name__ == "__main__":
+    sweep(measure, run, store=sys.argv[1], workers=int(sys.argv[2]))
+"""
 
-    WeightNorm.__call__ = slow  # type: ignore[method-assign]
-    sweep(WeightNorm(), make_run(tuple(range(40))), store=store)
+
+def start_sweep(folder: Path, workers: int) -> "subprocess.Popen[bytes]":
+    """A sweep of 40 checkpoints in another process, once it has its first artefact."""
+    (folder / "run.py").write_text(SLOW_SWEEP)
+    started = subprocess.Popen([sys.executable, str(folder / "run.py"), str(folder / "killed"), str(workers)])
+    deadline = time.monotonic() + 120
+    while not list(folder.rglob("killed/*/*.nc")) and started.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert started.poll() is None
+    return started
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("delay", [0.1, 0.4])
+@pytest.mark.parametrize("delay", [0.0, 0.4])
 def test_a_killed_sweep_resumes_to_the_same_bytes(tmp_path: Path, delay: float):
-    """Kill the process at some moment after its first artefact; what is there is whole, and the rest follows."""
-    process = get_context("spawn").Process(target=slow_sweep, args=(str(tmp_path / "killed"),))
-    process.start()
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.rglob("killed/*/*.nc")) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    """SIGKILL at some moment after the first artefact; what is there is whole, and the rest follows."""
+    started = start_sweep(tmp_path, workers=0)
     time.sleep(delay)
-    process.kill()
-    process.join()
-    run = make_run(tuple(range(40)))
-    before = gather(WeightNorm(), run, tmp_path / "killed").status.values.tolist()
-    assert before.count("ok") >= 1
-    sweep(WeightNorm(), run, store=tmp_path / "killed")
-    sweep(WeightNorm(), run, store=tmp_path / "whole")
-    for artefact in (tmp_path / "whole").rglob("*.nc"):
+    started.kill()
+    started.wait()
+    told: dict[str, Any] = {"__name__": "told"}
+    exec(SLOW_SWEEP, told)
+    run, measure = told["run"], told["measure"]
+    before = gather(measure, run, tmp_path / "killed").status.values.tolist()
+    assert 1 <= before.count("ok") < 40 and before.count("failed") == 0
+    sweep(measure, run, store=tmp_path / "killed")
+    sweep(measure, run, store=tmp_path / "whole")
+    artefacts = list((tmp_path / "whole").rglob("*.nc"))
+    assert len(artefacts) == 40
+    for artefact in artefacts:
         assert artefact.read_bytes() == (tmp_path / "killed" / artefact.relative_to(tmp_path / "whole")).read_bytes()
+
+
+@pytest.mark.slow
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path):
+    """A sweep in another process is killed outright; nobody is left to tell its workers to stop."""
+    import psutil
+
+    started = start_sweep(tmp_path, workers=2)
+    workers = psutil.Process(started.pid).children(recursive=True)
+    assert len(workers) >= 2
+    started.kill()
+    started.wait()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert alive == []
 
 
 def test_a_task_leaves_thread_count_and_determinism_as_found(tmp_path: Path):

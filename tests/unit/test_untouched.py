@@ -1,5 +1,6 @@
 """Every public measure leaves the model as it found it: weights, gradients and their flags, hooks, mode, settings."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -55,6 +56,7 @@ def state(model: HookedTransformer) -> dict[str, Any]:
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "grad mode": torch.is_grad_enabled(),
         "generator": torch.get_rng_state(),
+        "workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
     }
 
 
