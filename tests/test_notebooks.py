@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
@@ -12,6 +11,8 @@ pytestmark = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.st
 
 
 def code_cells(path: Path) -> list[Any]:
+    import nbformat
+
     return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code" and cell.source.strip()]
 
 
@@ -34,6 +35,7 @@ def test_the_notebook_says_what_it_found_and_asserts_it(path: Path):
 
 @pytest.mark.notebook
 def test_the_notebook_runs_from_a_fresh_kernel(path: Path, tmp_path: Path):
+    import nbformat
     from nbclient import NotebookClient
 
     # Kernels talk over files and sockets of their own: nothing of the checkout is written.

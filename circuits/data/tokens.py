@@ -6,6 +6,7 @@ not belong in a test of attention (Olsson et al. 2022 exclude the most and least
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,6 +50,22 @@ def random_ids(counts: np.ndarray | Tensor, *, trim: float = 0.04, exclude: tupl
     return np.sort(ranked[cut : len(ranked) - cut])
 
 
+def check_ids(ids: Any, *, bos: int = 0) -> np.ndarray:
+    """Ids that random sequences may be drawn from without replacement.
+
+    Raises:
+        TypeError: they are not integers. ValueError: not a flat list, none, repeated, negative, or BOS among them.
+    """
+    pool = np.asarray(ids)
+    if pool.dtype.kind not in "iu":
+        raise TypeError(f"ids have dtype {pool.dtype}, need integer token ids, e.g. np.arange(1, d_vocab)")
+    if pool.ndim != 1 or len(pool) == 0 or pool.min() < 0:
+        raise ValueError(f"ids have shape {pool.shape}; need a flat list of token ids from 0 up, e.g. np.arange(1, d_vocab)")
+    if len(np.unique(pool)) < len(pool) or bos in pool:
+        raise ValueError(f"ids name a token twice, or BOS ({bos}), which would break the repeat: pass np.setdiff1d(ids, [{bos}])")
+    return pool
+
+
 def repeated_random_tokens(
     ids: np.ndarray | Tensor | int,
     *,
@@ -72,7 +89,10 @@ def repeated_random_tokens(
     Raises:
         ValueError: too few ids to fill one period without replacement, or sizes that are not positive.
     """
-    pool = np.setdiff1d(np.arange(ids), [bos]) if isinstance(ids, int) else np.asarray(ids)
+    if isinstance(ids, int | np.integer):
+        pool = np.setdiff1d(np.arange(ids), [bos])
+    else:
+        pool = check_ids(ids, bos=bos)
     if n < 1 or repeats < 2 or gap < 0 or examples < 1:
         raise ValueError(
             f"n={n}, repeats={repeats}, gap={gap}, examples={examples}: need n >= 1, repeats >= 2, gap >= 0, examples >= 1"

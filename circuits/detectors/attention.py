@@ -4,7 +4,8 @@ The definitions are in ``models/patterns.py``. Each is measured on sequences mad
 
     previous_token, current_token, first_token, fixed_lag, entropy    plain random tokens (or the caller's own tokens)
     induction, duplicate_token      random tokens repeated once, at many lags: every example group has its own period and
-                                    gap, so a head that looks back a fixed distance scores at most 1 / number of groups
+                                    gap, and no two groups the same lag (their sum), so a head that looks back a fixed
+                                    distance scores at most 1 / number of groups
     induction_stripe                ``[BOS, r, r]``, one fixed period; can be fooled by a head that looks back n - 1
     prefix_matching                 Olsson et al. 2022: 25 random tokens four times; likewise fixed in period
 
@@ -13,6 +14,7 @@ and a null from untrained models of the same shape (mean and sd over their heads
 "more than an untrained head?"; it does not answer "more than an unrelated trained head?", for which compare heads.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -22,7 +24,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits.data.tokens import repeated_random_tokens
+from circuits.data.tokens import check_ids, repeated_random_tokens
 from circuits.models import patterns
 from circuits.models.config import HookedTransformerConfig
 from circuits.models.protocol import check_finite, check_model, check_tokens, device_of, model_hash, pattern_name, undisturbed
@@ -40,6 +42,9 @@ DETECTORS = (
     "prefix_matching",
     "entropy",
 )
+LAG = "lag"
+"""The distance behind ``fixed_lag``, which is no score."""
+
 SHORTEST = 16
 
 
@@ -79,9 +84,7 @@ def battery(ids: np.ndarray, *, n_ctx: int, examples: int, groups: int, seed: in
     rng = np.random.default_rng([seed, 10])
     lags = []
     per_group = max(1, examples // groups)
-    for group in range(groups):
-        period = int(rng.integers(max(3, n // 5), n + 1))
-        gap = int(rng.integers(0, length - 2 * period))
+    for group, (period, gap) in enumerate(periods_and_gaps(groups, length, rng)):
         made = repeated_random_tokens(ids, n=period, gap=gap, length=length, examples=per_group, seed=seed * 1000 + group)
         lags.append(made.tokens)
     if tokens is None:
@@ -94,16 +97,39 @@ def battery(ids: np.ndarray, *, n_ctx: int, examples: int, groups: int, seed: in
     )
 
 
+def periods_and_gaps(groups: int, length: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """Random periods and gaps that fit twice into ``length``, no two with the same lag (their sum).
+
+    Raises:
+        ValueError: the length does not have so many different lags.
+    """
+    n = (length - 1) // 2
+    shortest = max(3, n // 5)
+    possible = length - 2 * shortest  # lags shortest..length - 1 - shortest
+    if groups > possible:
+        raise ValueError(
+            f"groups={groups}, and sequences of {length} tokens have {possible} different lags: use at most {possible}"
+        )
+    found: dict[int, tuple[int, int]] = {}
+    while len(found) < groups:
+        period = int(rng.integers(shortest, n + 1))
+        gap = int(rng.integers(0, length - 2 * period))
+        found.setdefault(period + gap, (period, gap))
+    return list(found.values())
+
+
 def detector_scores(
     pattern: Float[Tensor, "example head query key"], tokens: Int[Tensor, "example pos"], which: str
 ) -> dict[str, Tensor]:
     """The scores of one layer's patterns on one token set, each ``[example, head]``."""
     if which == "plain":
+        fixed_lag, lag = patterns.fixed_lag_score(pattern)
         return {
             "previous_token": patterns.previous_token_score(pattern, tokens),
             "current_token": patterns.current_token_score(pattern, tokens),
             "first_token": patterns.first_token_score(pattern, tokens),
-            "fixed_lag": patterns.fixed_lag_score(pattern)[0],
+            "fixed_lag": fixed_lag,
+            LAG: lag.to(fixed_lag).expand_as(fixed_lag),
             "entropy": patterns.attention_entropy(pattern),
         }
     if which == "lags":
@@ -159,11 +185,11 @@ class AttentionScores:
     examples: int = 16
     groups: int = 8
     seed: int = 0
-    ids: tuple[int, ...] | None = None
+    ids: Sequence[int] | np.ndarray | Tensor | None = None
     tokens: Tensor | None = field(default=None, compare=False)
     null_seeds: int = 4
     name: str = field(default="attention_scores", init=False)
-    version: int = field(default=1, init=False)
+    version: int = field(default=2, init=False)
     _text: str = field(default="", init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -171,6 +197,8 @@ class AttentionScores:
             raise ValueError(
                 f"examples={self.examples}, groups={self.groups}, null_seeds={self.null_seeds}: need at least 2, 2 and 0"
             )
+        if self.ids is not None:
+            object.__setattr__(self, "ids", tuple(check_ids(self.ids).tolist()))
         if self.tokens is not None:
             check_tokens(self.tokens, d_vocab=2**31, n_ctx=2**31, min_length=SHORTEST, needed_by="detect")
             object.__setattr__(self, "_text", array_hash(self.tokens.cpu()))
@@ -198,7 +226,8 @@ class AttentionScores:
 
         Returns:
             Dataset with dims ``layer, head, detector``: ``value`` (attention mass in [0, 1]; entropy in nats), ``stderr``
-            over examples, ``chance``, ``null_mean``, ``null_sd``, ``z``, and ``lag``, the distance of ``fixed_lag``.
+            over examples, ``chance``, ``null_mean``, ``null_sd``, ``z``, and ``lag [layer, head]``, the distance behind
+            ``fixed_lag``.
 
         Raises:
             TypeError, ValueError: not a hooked model, NaN weights, a context or vocabulary too small, foreign tokens.
@@ -225,6 +254,7 @@ class AttentionScores:
                 "null_mean": (dims, np.broadcast_to(null_mean, value.shape)),
                 "null_sd": (dims, np.broadcast_to(null_sd, value.shape)),
                 "z": (dims, z),
+                LAG: (dims[:2], samples[LAG][0].numpy().astype(np.int64)),
             },
             {"layer": np.arange(cfg.n_layers), "head": np.arange(cfg.n_heads), "detector": list(DETECTORS)},
             measure=self,
@@ -241,6 +271,8 @@ class AttentionScores:
         """The null for a model's shape; NaN where it was not asked for."""
         if self.null_seeds == 0:
             return np.array(np.nan), np.array(np.nan)
+        if self.null_seeds * model.cfg.n_heads < 2:
+            raise ValueError("one head of one untrained model has no spread: use null_seeds=2 or more, or 0 for no null")
         return _null(self, config_of(model), device_of(model))
 
 

@@ -45,8 +45,13 @@ def classify(scores: "xr.Dataset", *, threshold: float = THRESHOLD) -> "xr.Datas
     Raises:
         ValueError: ``scores`` is not a detector dataset, or the threshold is out of range.
     """
-    if "detector" not in scores.dims or "chance" not in scores:
+    if not hasattr(scores, "data_vars"):
+        raise TypeError(f"got a {type(scores).__name__}; pass what circuits.detect(model) returned")
+    needed = ("value", "stderr", "chance", "null_mean", "null_sd", "z")
+    if "detector" not in scores.dims or not set(needed) <= set(scores.data_vars):
         raise ValueError(f"got a dataset with dims {tuple(scores.dims)}; pass what circuits.detect(model) returned")
+    if gone := sorted(set(ROLES) - set(scores.detector.values.tolist())):
+        raise ValueError(f"the scores lack {', '.join(gone)}, which roles are told apart by; pass all that detect returned")
     if not 0 < threshold < 1:
         raise ValueError(f"threshold is {threshold}; it is a share between 0 and 1")
     chosen = scores.sel(detector=list(ROLES))

@@ -2,11 +2,11 @@
 
 All losses are next-token cross-entropies in nats. The loss at context index ``t`` is that of predicting token ``t`` from
 tokens ``0..t-1``. The in-context-learning score is *late minus early*, so negative means that a longer context helps
-(the sign of Olsson et al. 2022's formula, ``loss(500) - loss(50)``; their text also states the opposite). Contexts
-shorter than 512 use windows: early is ``[T/16, T/8)``, late is ``[3T/4, T)``.
+(the sign of Olsson et al. 2022's formula, ``loss(500) - loss(50)``; their text also states the opposite). In place of
+two single positions, which short contexts do not have, two windows: early is ``[T/16, T/8)``, late is ``[3T/4, T)``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits.data.tokens import repeated_random_tokens, shuffle_second_copy
+from circuits.data.tokens import check_ids, repeated_random_tokens, shuffle_second_copy
 from circuits.models.hooked import next_token_loss
 from circuits.models.protocol import check_finite, check_model, check_tokens, device_of, model_hash, undisturbed
 from circuits.results import array_hash, labelled, mean_and_stderr
@@ -114,9 +114,15 @@ class RepeatLoss:
     n: int = 50
     examples: int = 64
     seed: int = 0
-    ids: tuple[int, ...] | None = None
+    ids: Sequence[int] | np.ndarray | Tensor | None = None
     name: str = field(default="repeat_loss", init=False)
     version: int = field(default=1, init=False)
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.n, int) and isinstance(self.examples, int)) or self.n < 2 or self.examples < 2:
+            raise ValueError(f"n={self.n!r}, examples={self.examples!r}: need whole numbers of at least 2")
+        if self.ids is not None:
+            object.__setattr__(self, "ids", tuple(check_ids(self.ids).tolist()))
 
     def spec(self) -> dict[str, Any]:
         return {
@@ -158,6 +164,7 @@ class RepeatLoss:
             data_hash=array_hash(repeats.tokens),
             units="nats",
             n_examples=self.examples,
+            seed=self.seed,
         )
 
     def _drop(self, losses: Float[Tensor, "example pos_minus_1"]) -> Float[Tensor, "example"]:

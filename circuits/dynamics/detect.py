@@ -10,6 +10,9 @@ from circuits.dynamics.sweep import THREADS_PER_TASK, measured
 from circuits.models.checkpoints import Checkpoints
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
     import xarray as xr
     from torch import Tensor
 
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 def attention_measure(run: Checkpoints | None = None, **options: Any) -> AttentionScores:
     """The attention detectors as a measure; for a run that knows its token counts, random ids are those seen in training."""
     if run is not None and options.get("ids") is None and run.token_counts is not None:
-        options["ids"] = tuple(int(i) for i in random_ids(run.token_counts))
+        options["ids"] = random_ids(run.token_counts)
     return AttentionScores(**options)
 
 
@@ -28,7 +31,7 @@ def detect(
     examples: int = 16,
     seed: int = 0,
     null_seeds: int = 4,
-    ids: tuple[int, ...] | None = None,
+    ids: "Sequence[int] | np.ndarray | Tensor | None" = None,
     store: str | Path | None = None,
     workers: int = 0,
     progress: bool | None = None,
@@ -43,7 +46,8 @@ def detect(
 
     Returns:
         ``Dataset(layer, head, detector)``, with a leading ``step`` for a run: ``value``, ``stderr``, ``chance``,
-        ``null_mean``, ``null_sd``, ``z``. Attention mass in [0, 1]; ``entropy`` in nats.
+        ``null_mean``, ``null_sd``, ``z``, and ``lag``, the distance behind ``fixed_lag``. Attention mass in [0, 1];
+        ``entropy`` in nats.
 
     Raises:
         TypeError, ValueError: not a model or run, NaN weights, tokens or context that do not fit.

@@ -1,5 +1,6 @@
 """What ``circuits train --preset`` trains, as validated objects."""
 
+import math
 from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError, model_validator
@@ -42,8 +43,15 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
         for field in ("steps", "batch", "every", "save_every", "threads"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} is {getattr(self, field)}; it must be at least 1")
-        if self.lr <= 0:
+        if not 0 < self.lr < math.inf:
             raise ValueError(f"lr is {self.lr}; it must be positive")
+        for field in ("seed", "warmup", "linear_from", "weight_decay"):
+            if not 0 <= getattr(self, field) < math.inf:
+                raise ValueError(f"{field} is {getattr(self, field)}; it must not be negative")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas are {self.betas}; each must lie in [0, 1)")
+        if self.grad_clip is not None and not 0 < self.grad_clip < math.inf:
+            raise ValueError(f"grad_clip is {self.grad_clip}; it must be positive, or None for no clipping")
         return self
 
     def checkpoint_steps(self) -> list[int]:

@@ -12,6 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
@@ -26,7 +27,7 @@ from circuits.dynamics.determinism import deterministic
 from circuits.files import read_json, write_json, write_whole
 from circuits.models.checkpoints import Checkpoints
 from circuits.progress import bar
-from circuits.results import Measure, digest
+from circuits.results import Measure, canonical, digest
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -129,6 +130,8 @@ def sweep(
         TypeError: not a measure, or not Checkpoints.
     """
     check_sweep(measure, checkpoints)
+    if Path(store).is_file():
+        raise ValueError(f"store is {store}, a file; give a folder")
     tasks = [Task(measure, checkpoints, step, Path(store)) for step in checkpoints.steps]
     with bar(total=len(tasks), label=measure.name, on=progress) as shown:
         outcomes = {}
@@ -157,6 +160,11 @@ def run_tasks(tasks: list[Task], *, workers: int = 0) -> Iterator[Outcome]:
         try:
             for future in as_completed(futures):
                 yield future.result()
+        except BrokenProcessPool as error:
+            raise ValueError(
+                "a worker process died: in a script, put the call under if __name__ == '__main__', as processes start by "
+                "importing it; where memory ran out, use fewer workers. What was computed is in the store"
+            ) from error
         finally:
             for future in futures:
                 future.cancel()
@@ -182,8 +190,12 @@ def check_sweep(measure: Any, checkpoints: Any) -> None:
     Raises:
         TypeError: it is something else.
     """
-    if not isinstance(measure, Measure):
+    if isinstance(measure, type) or not isinstance(measure, Measure):
         raise TypeError(f"got {type(measure).__name__}, need a measure (name, version, spec(), call), e.g. AttentionScores()")
+    try:
+        canonical(measure.spec())
+    except TypeError as error:
+        raise TypeError(f"the spec of {measure.name} is not JSON ({error}); give plain numbers, strings and lists") from error
     check_checkpoints(checkpoints)
 
 
@@ -241,7 +253,10 @@ def gather(measure: Measure, checkpoints: Checkpoints, store: str | Path) -> "xr
     combined["status"] = ("step", np.array(status, dtype=object).astype("U"))
     combined["reason"] = ("step", np.array(reasons, dtype=object).astype("U"))
     combined["model_hash"] = ("step", np.array(hashes, dtype=object).astype("U"))
-    combined.attrs = {k: v for k, v in next(iter(found.values())).attrs.items() if k not in keys} | {"run": checkpoints.name}
+    combined.attrs = {k: v for k, v in next(iter(found.values())).attrs.items() if k not in keys} | {
+        "run": checkpoints.name,
+        "corpora": canonical(checkpoints.meta.get("data", [])),
+    }
     return combined
 
 

@@ -114,6 +114,8 @@ def train(config: TrainConfig, out: str | Path, *, progress: bool | None = None)
     Raises:
         ValueError: ``out`` holds a run of another configuration or on other data; the loss is no longer finite.
     """
+    if not isinstance(config, TrainConfig):
+        raise TypeError(f"config is a {type(config).__name__}, need a TrainConfig: circuits.preset('stdlib-2l')")
     out = Path(out)
     known = read_json(out / "train.json", what="the run's training configuration") if (out / "train.json").exists() else None
     if known is not None and known != config.model_dump(mode="json"):
@@ -122,6 +124,8 @@ def train(config: TrainConfig, out: str | Path, *, progress: bool | None = None)
         )
     if step_file(out, config.steps).exists() and not (out / "state.pt").exists():
         return out
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is 'cuda' and torch sees no GPU: use device='auto' or 'cpu'")
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device)
     data = prepare(config, out)
     if (out / "meta.json").exists() and read_json(out / "meta.json", what="the run's description")["data"] != data.identity:

@@ -36,7 +36,7 @@ class Head:
             if match is None:
                 raise ValueError(f"{given!r} does not name a head; write it as 'L0H3' or (0, 3)")
             layer, head = (int(part) for part in match.groups() if part is not None)
-        elif isinstance(given, Sequence) and len(given) == 2:
+        elif isinstance(given, Sequence) and len(given) == 2 and all(hasattr(part, "__index__") for part in given):
             layer, head = int(given[0]), int(given[1])
         else:
             raise TypeError(f"{given!r} does not name a head; write it as 'L0H3' or (0, 3)")

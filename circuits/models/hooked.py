@@ -100,6 +100,8 @@ class HookedTransformer(HookedRootModule):
     def __init__(self, cfg: HookedTransformerConfig | Mapping[str, Any]):
         super().__init__()
         if not isinstance(cfg, HookedTransformerConfig):
+            if not isinstance(cfg, Mapping):
+                raise TypeError(f"cfg is a {type(cfg).__name__}, need a HookedTransformerConfig or a dictionary of its fields")
             cfg = HookedTransformerConfig.parse(dict(cfg))
         self.cfg = cfg
         self.embed = Embed(cfg)
@@ -141,8 +143,9 @@ class HookedTransformer(HookedRootModule):
             stop_at_layer: return the residual stream on entry to this layer instead; ``-1`` is the last layer.
 
         Raises:
-            TypeError: tokens are not integers. ValueError: wrong rank, too long, empty, ids outside the vocabulary,
-            another device, an unknown ``return_type``, or no such layer.
+            TypeError: tokens are not integers. ValueError: wrong rank, too long, empty, ids outside the vocabulary (looked
+            at on the CPU only: reading them back from a GPU would stall it), another device, an unknown
+            ``return_type``, or no such layer.
         """
         if return_type not in ("logits", "loss", "both", None):
             raise ValueError(f"return_type is {return_type!r}; it must be 'logits', 'loss', 'both' or None")
@@ -306,6 +309,10 @@ def next_token_loss(
     if tokens.shape[1] < 2:
         raise ValueError("a loss needs sequences of at least 2 tokens, the first predicts the second; got 1")
     batch, length, vocab = logits.shape
+    if not is_transformed(tokens) and not tokens.is_cuda and int(tokens.max()) >= vocab:
+        raise ValueError(
+            f"token {int(tokens.max())} has no logit, the model has d_vocab_out = {vocab}: take losses of logits yourself"
+        )
     targets = F.pad(tokens[:, 1:].long(), (0, 1), value=IGNORED)  # the last position predicts nothing; no copy of the logits
     loss = F.cross_entropy(
         logits.reshape(-1, vocab), targets.flatten(), ignore_index=IGNORED, reduction="none" if per_token else "mean"

@@ -87,6 +87,8 @@ def state_sources(states: Mapping[SupportsIndex, Any], cfg: HookedTransformerCon
         TypeError: a step is no integer, or a state no state dict.
         ValueError: there are none, one is not of this config, or two are the same memory.
     """
+    if not isinstance(states, Mapping):
+        raise TypeError(f"states is a {type(states).__name__}, need a dictionary {{step: model.state_dict()}}")
     if not states:
         raise ValueError("states is empty; give at least one, as {step: model.state_dict()}")
     sources = {operator.index(step): state_source(step, state, cfg) for step, state in states.items()}

@@ -97,6 +97,12 @@ def attention_on(
     Raises:
         ValueError: an example has no row with a target: the tokens hold nothing for this definition.
     """
+    check_pattern(pattern)
+    if mask.shape[1:] != pattern.shape[2:] or mask.shape[0] not in (1, pattern.shape[0]):
+        raise ValueError(
+            f"the pattern is {tuple(pattern.shape)} and the tokens {tuple(mask.shape[:2])}; need one pattern [head, query, key] "
+            "per sequence and one query per token: take both from the same batch"
+        )
     rows = mask.any(-1).sum(-1)  # [example]
     if bool((rows == 0).any()):
         raise ValueError(
@@ -112,7 +118,7 @@ def previous_token_score(
 ) -> Float[Tensor, "example head"]:
     """Mean attention from each position to the one before it, ``mean_{i>=2} A[i, i-1]``; in [0, 1].
 
-    Chance under uniform attention over T positions is ``mean_{i=2}^{T-1} 1/(i+1)`` (.042 for T = 101).
+    Chance under uniform attention over T positions is ``mean_{i=2}^{T-1} 1/(i+1)`` (.037 for T = 101).
     Source: Olsson et al. 2022, "previous token head"; elsewhere also averaged from i = 1.
     """
     return attention_on(pattern, previous_token_mask(tokens), what="previous-token attention")
@@ -171,6 +177,7 @@ def fixed_lag_score(
     odd for even), so that picking the largest of many does not inflate the score. In [0, 1]; chance under uniform
     attention is that of d = T/2 or 2, whichever is larger. Source: positional heads, Voita et al. 2019.
     """
+    check_pattern(pattern)
     examples, _, length, _ = pattern.shape
     if length < 6:
         raise ValueError(f"sequences have {length} positions, fixed-lag attention needs at least 6: pass longer ones")
@@ -189,4 +196,5 @@ def fixed_lag_score(
 
 def attention_entropy(pattern: Float[Tensor, "example head query key"]) -> Float[Tensor, "example head"]:
     """Mean Shannon entropy of attention rows i >= 1, in nats; from 0 (one key) to ``mean_i log(i+1)`` (uniform)."""
+    check_pattern(pattern)
     return torch.special.entr(pattern[:, :, 1:]).sum(-1).mean(-1)

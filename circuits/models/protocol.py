@@ -53,12 +53,14 @@ def check_model(model: Any) -> None:
 
 
 def check_finite(model: HookedModel) -> None:
-    """Refuse weights that are not numbers.
+    """Refuse weights that are not numbers, or too coarse to measure.
 
     Raises:
-        ValueError: a parameter holds NaN or infinity, named.
+        ValueError: a parameter holds NaN or infinity, or is of reduced precision, named.
     """
     for name, weight in named_parameters(model):
+        if weight.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"{name} is {weight.dtype}, measures need float32 or float64 weights: pass model.float()")
         if not bool(torch.isfinite(weight).all()):
             raise ValueError(f"{name} holds NaN or infinite weights; the checkpoint is broken or the run diverged, load another")
 

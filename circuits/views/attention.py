@@ -66,6 +66,8 @@ def view(
         raise ValueError(f"value_weighted is {value_weighted!r}; give False, True or 'renormalised'")
     if not 200 <= height <= 4000:
         raise ValueError(f"height is {height}; give 200 to 4000 pixels")
+    if tokenizer is not None and not hasattr(tokenizer, "decode"):
+        raise TypeError(f"tokenizer is a {type(tokenizer).__name__}, need an object with decode(ids), e.g. run.tokenizer")
     labels = token_labels(getattr(model, "tokenizer", None) if tokenizer is None else tokenizer, sequence[0].tolist())
     return AttentionView(patterns_of(model, sequence, heads, labels, value_weighted), height)
 

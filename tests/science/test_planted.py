@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
 
-from circuits.detectors.attention import DETECTORS, AttentionScores
+from circuits.detectors.attention import DETECTORS, AttentionScores, periods_and_gaps
 from circuits.detectors.classify import NO_ROLE, classify
 from circuits.models.heads import Head
 from circuits.models.planted import PLANTED, planted_model, uniform_model
@@ -43,16 +45,49 @@ def test_uniform_attention_scores_exactly_its_stated_chance():
 
 @pytest.mark.science
 def test_the_finding_fades_as_noise_grows():
+    """ROC curves of all eight detectors: AUC 1.0 without noise, at chance when nothing is left of the circuit."""
     few = AttentionScores(examples=4, groups=4, null_seeds=0)
-    noises = (0.0, 0.1, 0.2, 0.4)
-    values = xr.concat([few(planted_model(noise=noise)).value for noise in noises], dim="noise")
+    noises, seeds = (0.0, 0.1, 0.2, 0.4), (0, 1, 2)
+    found = {(noise, seed): few(planted_model(noise=noise, seed=seed)).value for noise in noises for seed in seeds}
+    curve = np.array(
+        [[[auc(found[noise, seed].sel(detector=d).values, PLANTED[d]) for d in PLANTED] for seed in seeds] for noise in noises]
+    )  # [noise, seed, detector]
+    assert (curve[0] == 1.0).all()
+    mean = curve.mean((1, 2))
+    assert mean.tolist() == sorted(mean, reverse=True) and mean[-1] < 0.9
     for detector in ("induction", "previous_token"):
         head = PLANTED[detector]
-        curve = values.sel(detector=detector).values
-        heights = curve[:, head.layer, head.head]
-        assert heights.tolist() == sorted(heights, reverse=True)
+        heights = [float(found[noise, 0].sel(detector=detector, layer=head.layer, head=head.head)) for noise in noises]
+        assert heights == sorted(heights, reverse=True)
         assert heights[0] == pytest.approx(1.0, abs=1e-5) and heights[-1] < 0.2
-        assert auc(curve[0], head) == 1.0
+
+
+@pytest.mark.science
+@pytest.mark.parametrize("n_ctx", [16, 32, 101])
+def test_a_look_back_over_any_distance_of_the_battery_scores_one_group_in_eight(n_ctx: int):
+    """The decoy that fits a group exactly gets that group and no other, so no role."""
+    made = MEASURE.tokens_for(n_ctx, 101).lags
+    per_group = len(made) // MEASURE.groups
+    for group in range(MEASURE.groups):
+        row = made[group * per_group].tolist()
+        first = next(i for i, token in enumerate(row) if token in row[:i])
+        lag = first - row.index(row[first])
+        scores = MEASURE(planted_model(lag=lag - 1, n_ctx=n_ctx))
+        decoy = scores.sel(layer=0, head=4)
+        # Rows with no key so far back attend uniformly: they add chance.
+        found, chance = (float(decoy[name].sel(detector="induction")) for name in ("value", "chance"))
+        assert 1 / MEASURE.groups - 0.05 < found < 1 / MEASURE.groups + chance
+        assert str(classify(scores).role.sel(layer=0, head=4).values) != "induction"
+        if lag - 1 <= min(n_ctx, 101) // 2:
+            assert int(decoy.lag) == lag - 1
+
+
+@pytest.mark.science
+@given(seed=st.integers(0, 10**6), length=st.integers(16, 101), groups=st.integers(2, 8))
+def test_no_two_groups_share_a_lag(seed: int, length: int, groups: int):
+    made = periods_and_gaps(groups, length, np.random.default_rng(seed))
+    assert len({period + gap for period, gap in made}) == len(made) == groups
+    assert all(period >= 3 and gap >= 0 and 1 + 2 * period + gap <= length for period, gap in made)
 
 
 @pytest.mark.science

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import circuits
-from circuits import Checkpoints, Head, HookedTransformer, HookedTransformerConfig, detect
+from circuits import Checkpoints, Head, HookedTransformer, HookedTransformerConfig, detect, repeated_random_tokens
 from circuits.detectors.attention import AttentionScores
 from circuits.detectors.classify import classify
 from circuits.detectors.in_context import LossCurves, RepeatLoss
@@ -36,6 +36,7 @@ def on_meta() -> torch.Tensor:
 
 
 IDS = torch.arange(8)[None]
+FUTURE = torch.ones(8, 8, dtype=torch.bool).triu(1)
 CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "float tokens": (lambda: model()(torch.rand(1, 8)), TypeError, "tokens have dtype torch.float32.*pass tokens.long()"),
     "boolean tokens": (lambda: model()(torch.ones(1, 8).bool()), TypeError, "dtype torch.bool"),
@@ -61,7 +62,11 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "short context": (lambda: detect(model(n_ctx=8)), ValueError, "n_ctx = 8 tokens, attention detectors need at least 16"),
     "few ids": (lambda: detect(model(d_vocab=20)), ValueError, "19 token ids are allowed and a sequence needs 31"),
-    "foreign ids": (lambda: detect(model(), ids=tuple(range(90))), ValueError, "ids run from 0 to 89, the vocabulary is 0..39"),
+    "foreign ids": (
+        lambda: detect(model(), ids=tuple(range(1, 90))),
+        ValueError,
+        "ids run from 1 to 89, the vocabulary is 0..39",
+    ),
     "no model": (lambda: detect("gpt2"), TypeError, "got str, need a hooked model"),
     "plain module": (lambda: detect(torch.nn.Linear(2, 2)), TypeError, "got Linear, need a hooked model.*from_transformer_lens"),
     "NaN weights": (lambda: detect(broken_model()), ValueError, "blocks.0.attn.W_K holds NaN or infinite weights"),
@@ -70,6 +75,72 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: patterns.check_pattern(torch.randn(2, 2, 5, 5, generator=torch.Generator().manual_seed(0))),
         ValueError,
         r"pass cache\['pattern', layer\] \(after softmax\), not attention scores",
+    ),
+    "scores, not patterns, in a detector": (
+        lambda: patterns.previous_token_score(
+            torch.zeros(1, 2, 8, 8).masked_fill(torch.ones(8, 8).bool().triu(1), -torch.inf), IDS
+        ),
+        ValueError,
+        "not attention scores",
+    ),
+    "scores, not patterns, in entropy": (
+        lambda: patterns.attention_entropy(torch.randn(1, 2, 8, 8)),
+        ValueError,
+        "not attention scores",
+    ),
+    "scores, not patterns, at a lag": (
+        lambda: patterns.fixed_lag_score(torch.randn(2, 2, 8, 8)),
+        ValueError,
+        "not attention scores",
+    ),
+    "tokens of another length": (
+        lambda: patterns.induction_score(patterns.uniform_pattern(8), torch.ones(1, 9).long()),
+        ValueError,
+        "take both from the same batch",
+    ),
+    "bfloat16 weights": (
+        lambda: detect(model().bfloat16()),
+        ValueError,
+        r"torch\.bfloat16, measures need float32.*model\.float\(\)",
+    ),
+    "ids twice": (lambda: detect(model(), ids=[5] * 40), ValueError, "ids name a token twice, or BOS"),
+    "float ids": (lambda: repeated_random_tokens(torch.rand(90), n=3), TypeError, "ids have dtype float32, need integer"),
+    "one head's spread": (
+        lambda: detect(model(n_heads=1, d_head=8), null_seeds=1),
+        ValueError,
+        "has no spread: use null_seeds=2",
+    ),
+    "more groups than lags": (
+        lambda: AttentionScores(groups=40, examples=40)(model()),
+        ValueError,
+        "groups=40, and sequences of 32",
+    ),
+    "repeat of one": (lambda: RepeatLoss(n=1), ValueError, "n=1, examples=64: need whole numbers of at least 2"),
+    "a model for scores": (lambda: classify(model()), TypeError, "got a HookedTransformer; pass what"),
+    "states in a list": (lambda: Checkpoints.from_states([{}], model().cfg), TypeError, "states is a list, need a dictionary"),
+    "no config": (lambda: HookedTransformer(None), TypeError, "cfg is a NoneType, need a HookedTransformerConfig"),
+    "head of letters": (lambda: Head.parse(("a", "b")), TypeError, "does not name a head"),
+    "a name for a tokenizer": (
+        lambda: circuits.view(model(), IDS[0], "L0H0", tokenizer="gpt2"),
+        TypeError,
+        "need an object with decode",
+    ),
+    "fewer outputs than ids": (
+        lambda: model(d_vocab_out=5)(IDS, return_type="loss"),
+        ValueError,
+        "token 7 has no logit, the model has d_vocab_out = 5",
+    ),
+    "a preset's name": (lambda: circuits.train("stdlib-2l", "/no/where"), TypeError, "config is a str, need a TrainConfig"),
+    "a learning rate that is none": (
+        lambda: circuits.preset("stdlib-2l", lr=math.nan),
+        ValueError,
+        "lr is nan; it must be positive",
+    ),
+    "backwards warm-up": (lambda: circuits.preset("stdlib-2l", warmup=-5), ValueError, "warmup is -5; it must not be negative"),
+    "the class of a measure": (
+        lambda: circuits.sweep(RepeatLoss, Checkpoints.from_states({0: model().state_dict()}, model().cfg), store="x"),
+        TypeError,
+        "need a measure",
     ),
     "pattern without head axis": (
         lambda: patterns.check_pattern(torch.ones(2, 5, 5) / 5),
