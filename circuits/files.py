@@ -5,7 +5,10 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
@@ -45,3 +48,17 @@ def read_json(path: str | Path, *, what: str) -> Any:
         raise ValueError(f"{path} is missing; {what} is needed there") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not readable JSON ({error}); {what} is needed there") from error
+
+
+def read_tokenizer(path: str | Path) -> "Tokenizer":
+    """A ``tokenizer.json`` of the tokenizers library.
+
+    Raises:
+        ValueError: missing or not a tokenizer.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise ValueError(f"cannot read the tokenizer {path} ({error}); give a tokenizers-format tokenizer.json") from error

@@ -4,7 +4,6 @@ Id 0 is ``<|bos|>``; ids 1..256 are the bytes, so every text can be encoded; the
 """
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,20 +35,6 @@ def train_bpe(documents: Iterable[str], *, vocab_size: int) -> "Tokenizer":
     )
     tokenizer.train_from_iterator(documents, trainer)
     return tokenizer
-
-
-def load_tokenizer(path: str | Path) -> "Tokenizer":
-    """Read a ``tokenizer.json``.
-
-    Raises:
-        ValueError: missing or not a tokenizer.
-    """
-    from tokenizers import Tokenizer
-
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:
-        raise ValueError(f"cannot read the tokenizer {path} ({error}); give a tokenizers-format tokenizer.json") from error
 
 
 def encode_stream(tokenizer: "Tokenizer", documents: Sequence[str]) -> np.ndarray:

@@ -17,11 +17,11 @@ import torch
 from circuits.data.corpora import Corpus, hf_dataset, stdlib_code, stdlib_prose, text_file
 from circuits.data.languages import BRACKETS, dyck
 from circuits.data.mixture import training_batch
-from circuits.data.tokenizer import encode_stream, load_tokenizer, train_bpe
+from circuits.data.tokenizer import encode_stream, train_bpe
 from circuits.data.tokens import random_ids, shuffle_tokens, windows
 from circuits.dynamics.determinism import deterministic
 from circuits.dynamics.presets import TrainConfig
-from circuits.files import read_json, write_json, write_whole
+from circuits.files import read_json, read_tokenizer, write_json, write_whole
 from circuits.models.checkpoints import save_weights, step_file
 from circuits.models.hooked import HookedTransformer
 from circuits.progress import bar
@@ -69,7 +69,7 @@ def prepare(config: TrainConfig, out: Path) -> TrainingData:
     if not path.exists():
         built = train_bpe((d for c in train for d in c.documents), vocab_size=config.model.d_vocab)
         write_whole(path, lambda aside: built.save(str(aside)))
-    tokenizer = load_tokenizer(path)
+    tokenizer = read_tokenizer(path)
     if tokenizer.get_vocab_size() > config.model.d_vocab:
         raise ValueError(
             f"{path} has {tokenizer.get_vocab_size()} ids and the model {config.model.d_vocab}: train into an empty folder"

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 from torch import Tensor
 
-from circuits.files import read_json
+from circuits.files import read_json, read_tokenizer
 from circuits.models.config import HookedTransformerConfig
 from circuits.models.hooked import HookedTransformer
 from circuits.models.layouts import Config, Source, find_run, in_folders, revision_folder, state_sources
-from circuits.models.weights_io import build_model, check_finite_weights, digest_weights, read_tokenizer, read_tokens
+from circuits.models.weights_io import build_model, check_finite_weights, digest_weights, read_tokens
 from circuits.models.weights_io import save_weights as save_weights
 from circuits.models.weights_io import step_file as step_file
 

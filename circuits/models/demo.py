@@ -4,11 +4,12 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from circuits.files import read_tokenizer
 from circuits.models.checkpoints import Checkpoints
 from circuits.models.config import HookedTransformerConfig
 from circuits.models.hooked import HookedTransformer
 from circuits.models.layouts import read_config
-from circuits.models.weights_io import build_model, read_tensors, read_tokenizer
+from circuits.models.weights_io import build_model, read_tensors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,9 +21,6 @@ from circuits.files import write_whole
 from circuits.models.config import HookedTransformerConfig
 from circuits.models.hooked import LENS_BUFFERS, HookedTransformer
 from circuits.models.layers import dtype_of
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
@@ -220,17 +217,3 @@ def read_tokens(path: Path) -> dict[str, Tensor]:
                 f"{path}: {name} is {ids.dtype} {list(ids.shape)}, integers of rank {rank} are needed; save it again"
             )
     return {name: stored[name].to(torch.int64) for name in sorted(stored)}
-
-
-def read_tokenizer(path: Path) -> "Tokenizer":
-    """The ``tokenizer.json`` that lies beside weights.
-
-    Raises:
-        ValueError: missing or not a tokenizer.
-    """
-    from tokenizers import Tokenizer
-
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:
-        raise ValueError(f"cannot read the tokenizer {path} ({error}); give a tokenizers-format tokenizer.json") from error

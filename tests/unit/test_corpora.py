@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from circuits.data.corpora import Corpus, hf_dataset, stdlib_code, stdlib_prose, text_file, without_docstrings
-from circuits.data.tokenizer import encode_stream, load_tokenizer, token_strings, train_bpe
+from circuits.data.tokenizer import encode_stream, token_strings, train_bpe
+from circuits.files import read_tokenizer
 
 
 def test_docstrings_leave_code_and_comments_stay():
@@ -91,7 +92,7 @@ def test_byte_level_bpe_is_lossless_and_saved(tmp_path: Path):
     for text in texts:
         assert tokenizer.decode(tokenizer.encode(text).ids) == text
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    again = load_tokenizer(tmp_path / "tokenizer.json")
+    again = read_tokenizer(tmp_path / "tokenizer.json")
     assert again.encode(texts[0]).ids == tokenizer.encode(texts[0]).ids
     stream = encode_stream(tokenizer, texts)
     assert stream.dtype == np.uint16 and tokenizer.decode(stream.tolist()) == "".join(texts)
@@ -99,4 +100,4 @@ def test_byte_level_bpe_is_lossless_and_saved(tmp_path: Path):
     with pytest.raises(ValueError, match="needs at least 257"):
         train_bpe(texts, vocab_size=100)
     with pytest.raises(ValueError, match="cannot read the tokenizer"):
-        load_tokenizer(tmp_path / "none.json")
+        read_tokenizer(tmp_path / "none.json")
