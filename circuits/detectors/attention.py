@@ -193,10 +193,10 @@ class AttentionScores:
     _text: str = field(default="", init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.examples < 2 or self.groups < 2 or self.null_seeds < 0:
-            raise ValueError(
-                f"examples={self.examples}, groups={self.groups}, null_seeds={self.null_seeds}: need at least 2, 2 and 0"
-            )
+        sizes = (self.examples, self.groups, self.null_seeds)
+        if not all(isinstance(size, int) for size in sizes) or self.examples < 2 or self.groups < 2 or self.null_seeds < 0:
+            given = f"examples={self.examples!r}, groups={self.groups!r}, null_seeds={self.null_seeds!r}"
+            raise ValueError(f"{given}: need whole numbers of at least 2, 2 and 0")
         if self.ids is not None:
             object.__setattr__(self, "ids", tuple(check_ids(self.ids).tolist()))
         if self.tokens is not None:

@@ -186,8 +186,10 @@ class Composition:
     version: int = field(default=1, init=False)
 
     def __post_init__(self) -> None:
-        if self.draws < 1 or self.covariance_draws < 0:
-            raise ValueError(f"draws={self.draws}, covariance_draws={self.covariance_draws}: need at least 1 and 0")
+        whole = isinstance(self.draws, int) and isinstance(self.covariance_draws, int)
+        if not whole or self.draws < 1 or self.covariance_draws < 0:
+            given = f"draws={self.draws!r}, covariance_draws={self.covariance_draws!r}"
+            raise ValueError(f"{given}: need whole numbers of at least 1 and 0")
 
     def spec(self) -> dict[str, Any]:
         return {"draws": self.draws, "covariance_draws": self.covariance_draws, "seed": self.seed, "tokens": self.tokens}

@@ -215,7 +215,8 @@ def test_a_subspace_restricts_the_interface():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: Composition(draws=0), ValueError, "draws=0, covariance_draws=500: need at least 1 and 0"),
+        (lambda: Composition(draws=0), ValueError, "draws=0, covariance_draws=500: need whole numbers of at least 1 and 0"),
+        (lambda: Composition(draws="many"), ValueError, "draws='many', covariance_draws=500: need whole numbers"),
         (lambda: Composition()(model(n_layers=1)), ValueError, "the model has 1 layer, composition needs 2"),
         (lambda: Composition()("gpt2"), TypeError, "got str, need a hooked model"),
     ],

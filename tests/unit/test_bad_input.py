@@ -70,7 +70,8 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no model": (lambda: detect("gpt2"), TypeError, "got str, need a hooked model"),
     "plain module": (lambda: detect(torch.nn.Linear(2, 2)), TypeError, "got Linear, need a hooked model.*from_transformer_lens"),
     "NaN weights": (lambda: detect(broken_model()), ValueError, "blocks.0.attn.W_K holds NaN or infinite weights"),
-    "one example": (lambda: AttentionScores(examples=1), ValueError, "examples=1.*need at least 2"),
+    "one example": (lambda: AttentionScores(examples=1), ValueError, "examples=1.*need whole numbers of at least 2"),
+    "examples in words": (lambda: detect(model(), examples="many"), ValueError, "examples='many', groups=8.*need whole numbers"),
     "scores, not patterns": (
         lambda: patterns.check_pattern(torch.randn(2, 2, 5, 5, generator=torch.Generator().manual_seed(0))),
         ValueError,
