@@ -32,6 +32,11 @@ def pattern_name(layer: int) -> str:
     return f"blocks.{layer}.attn.hook_pattern"
 
 
+def resid_pre_name(layer: int) -> str:
+    """The residual stream before a layer, ``[batch, pos, d_model]``."""
+    return f"blocks.{layer}.hook_resid_pre"
+
+
 def value_name(layer: int) -> str:
     """Values, ``[batch, pos, head, d_head]``."""
     return f"blocks.{layer}.attn.hook_v"

@@ -5,28 +5,37 @@ columns out, the score of Elhage et al. 2021 is a ratio of Frobenius norms in [0
 
     Q: ||W_OV^src W_QK|| / (||W_OV^src|| ||W_QK||),   K: ||W_OV^src W_QK^T|| / (...),   V: ||W_OV^src W_OV^dst|| / (...),
 
-with every norm folded in (``weights/folded.py``). Through singular value decompositions ``A = X diag(s) V^T`` of the writer
-and ``B = W diag(t) Y^T`` of the reader its square is ``sum_ij s_i^2 t_j^2 C_ij^2 / (sum s^2 sum t^2)``, where ``C = V^T W`` are
-the cosines between what is written and what is read; so one matrix of cosines gives everything here:
+with every norm folded in. Through singular value decompositions ``A = X diag(s) V^T`` of the writer and ``B = W diag(t) Y^T`` of
+the reader (``circuits.weights.interfaces``) its square is ``sum_ij s_i^2 t_j^2 C_ij^2 / (sum s^2 sum t^2)``, where ``C = V^T W``
+are the cosines between what is written and what is read; so one matrix of cosines gives everything here:
 
     value               the score
     normalised          (S - 1/d) / (S_max - 1/d), S the squared score, S_max that of perfectly aligned sorted spectra
+    centred             the score minus the means of its row and column within the two layers, plus their mean: not what all
+                        writers of a layer share with all readers of another; z_layer is that over 1.4826 times the median of
+                        its moduli: how far out a pair lies among the others (a description, no test)
     by_writer           max_i sum_j t_j^2 C_ij^2 / sum t^2: how strongly the best-read single direction of the writer is read,
-    by_reader           and the converse: a channel of 1 to 4 dimensions shows here and hardly in the score
-    kernel              sum_ij C_ij^2 / min(r, q), the overlap of the two subspaces in [0, 1]
+    by_reader           and the converse: a channel of 1 to 4 dimensions shows here and hardly in the score (``components``
+                        has every direction of one pair)
+    strongest           max_ij C_ij^2, the best aligned pair of single directions, whatever their shares: where spectra are steep
+                        and a channel lies beside their strongest directions, the two above do not see it and this does
+    kernel              sum_ij C_ij^2 / min(r, q), the overlap of the two subspaces in [0, 1] (projection kernel)
 
 A large score is no evidence by itself, nor is a small one (a trained model with a perfect K-composition circuit can score
 below random). Beside it stand three nulls, each with its question:
 
-    null_mean, null_sd, z, p   of S: more than matrices with these spectra in random orientation? (``weights/haar.py``)
+    null_mean, null_sd, z, p   of S: more than matrices with these spectra in random orientation? (``circuits.weights.haar``;
+    p_by_writer, p_by_reader, p_strongest   likewise for the components)
     p_layer                    more than the other pairs of the same two layers? The rank, so never below 1 / number of pairs
-    p_covariance               more than directions drawn from what the two layers' heads write and read on the whole?
+    p_covariance               more than directions drawn from what earlier heads write and the layer's heads read on the whole?
+
+``q`` and ``q_covariance`` are the smallest false discovery rates at which a pair is among the findings (Benjamini and Hochberg
+1995) over all pairs and modes. ``p_layer`` cannot be corrected that way: under it the best pair of every two layers is 1 / n.
 
 Source: Elhage et al. 2021, "composition scores"; Merullo et al. 2024 (components); Yamagiwa et al. 2026 (projection kernel).
 """
 
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -35,137 +44,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuits.models.protocol import model_hash
-from circuits.results import labelled
-from circuits.weights.factored import product_svd
-from circuits.weights.folded import FoldedWeights, folded
-from circuits.weights.haar import corner_blocks, largest_component_tail, shares, squared_score_moments, upper_tail
+from circuits.results import array_hash, labelled
+from circuits.weights.folded import folded, own
+from circuits.weights.haar import squared_score_moments, upper_tails
+from circuits.weights.interfaces import INCOMING, MODES, Incoming, Interfaces, Side, interfaces
+from circuits.weights.pairs import compose_pairs, gaussian_baseline
+from circuits.weights.pooled import frame_counts, frames_of, mixed
 
-MODES = ("Q", "K", "V")
-
-
-@dataclass(frozen=True)
-class Side:
-    """One side of the interface, of several heads: singular values and where they point in the residual stream.
-
-    Attributes:
-        squares: squared singular values, descending, ``[head, r]``. directions: orthonormal rows, ``[head, r, dims]``.
-    """
-
-    squares: Float[Tensor, "head r"]
-    directions: Float[Tensor, "head r dims"]
-
-
-def side(outer: Float[Tensor, "head m r"], inner: Float[Tensor, "head r dims"]) -> Side:
-    """Singular values of ``outer @ inner`` and its right singular vectors, without forming the product."""
-    _, singular, right = product_svd(outer, inner)
-    return Side(singular.square(), right)
-
-
-def writers(weights: FoldedWeights, layer: int, *, weighting: Tensor | None = None, basis: Tensor | None = None) -> Side:
-    """What the heads of a layer write: ``W_V W_O``.
-
-    Args:
-        weighting: a square root ``F [n, d_model]`` of the second moment ``F^T F`` of what the heads read; None is the identity.
-        basis: orthonormal columns ``[d_model, k]`` of the subspace the interface is restricted to.
-    """
-    outer = weights.W_V[layer] if weighting is None else weighting @ weights.W_V[layer]
-    inner = weights.writes(weights.W_O[layer])
-    return side(outer, inner if basis is None else inner @ basis)
-
-
-def readers(
-    weights: FoldedWeights, layer: int, mode: str, *, weighting: Tensor | None = None, basis: Tensor | None = None
-) -> Side:
-    """What the heads of a layer read as queries (``W_QK``), keys (``W_QK^T``) or values (``W_OV``); arguments as ``writers``."""
-    interface, other = {
-        "Q": (weights.W_Q[layer], weights.W_K[layer]),
-        "K": (weights.W_K[layer], weights.W_Q[layer]),
-        "V": (weights.W_V[layer], weights.writes(weights.W_O[layer]).transpose(1, 2)),
-    }[mode]
-    if weighting is not None and mode != "V":  # what a value becomes is not read by tokens
-        other = weighting @ other
-    inner = interface if basis is None else basis.T @ interface
-    return side(other, inner.transpose(1, 2))
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Scores of every writer with every reader, each ``[src, dst]``; ``squared`` is the square of the composition score."""
-
-    squared: Float[Tensor, "src dst"]
-    normalised: Float[Tensor, "src dst"]
-    by_writer: Float[Tensor, "src dst"]
-    by_reader: Float[Tensor, "src dst"]
-    kernel: Float[Tensor, "src dst"]
-
-
-def compose_pairs(writer: Side, reader: Side, dims: int) -> Pairs:
-    """All scores of all pairs, from one matrix of squared cosines.
-
-    Args:
-        dims: dimensions the two sides meet in, for the random baseline of ``normalised``.
-
-    Returns:
-        Scores; a zero matrix composes with nothing, so its scores are 0.
-    """
-    src, r, dst, q = *writer.directions.shape[:2], *reader.directions.shape[:2]
-    a, b = shares(writer.squares), shares(reader.squares)
-    cosines = writer.directions.flatten(0, 1) @ reader.directions.flatten(0, 1).T
-    squares = cosines.square().view(src, r, dst, q)
-    # Directions of vanishing singular values are arbitrary: they belong to no subspace.
-    real_a, real_b = _real(writer.squares), _real(reader.squares)
-    written = torch.einsum("srdq,dq->srd", squares, b)  # how strongly each direction of the writer is read
-    read = torch.einsum("srdq,sr->sdq", squares, a)
-    squared = torch.einsum("srd,sr->sd", written, a)
-    most = a[:, : min(r, q)] @ b[:, : min(r, q)].T
-    rank = torch.minimum(real_a.sum(-1)[:, None], real_b.sum(-1)[None]).clamp_min(1)
-    chance = 1 / dims
-    span = torch.where(most > chance, most - chance, torch.nan)
-    return Pairs(
-        squared=squared,
-        normalised=torch.where(squared > 0, (squared - chance) / span, 0.0),
-        by_writer=(written * real_a[:, :, None]).amax(1),
-        by_reader=(read * real_b[None]).amax(2),
-        kernel=torch.einsum("srdq,sr,dq->sd", squares, real_a, real_b) / rank,
-    )
-
-
-def _real(squares: Float[Tensor, "head r"]) -> Float[Tensor, "head r"]:
-    """1 for singular values that are not rounding, 0 for the rest."""
-    return (squares > squares.amax(-1, keepdim=True) * 1e-20).to(squares) * (squares > 0)
-
-
-def covariance_blocks(writer: Side, reader: Side, draws: int, rng: torch.Generator) -> Float[Tensor, "draw r q"]:
-    """Cosines of orthonormal frames drawn from what the writers write and the readers read on the whole.
-
-    Each frame spans ``r`` Gaussian vectors whose covariance is the mean over heads of ``sum_i s_i^2 v_i v_i^T / sum s^2``.
-    """
-    frames = []
-    for one in (writer, reader):
-        heads, r = one.directions.shape[:2]
-        # A Gaussian vector of that covariance is a random combination of all heads' weighted directions.
-        scaled = (shares(one.squares)[..., None].sqrt() * one.directions).flatten(0, 1).float()
-        mixed = torch.randn(draws, r, heads * r, generator=rng) @ scaled
-        frames.append(torch.linalg.qr(mixed.transpose(1, 2)).Q)
-    return frames[0].transpose(1, 2) @ frames[1]
-
-
-@lru_cache(maxsize=4)
-def _haar_blocks(rows: int, columns: int, dims: int, draws: int, seed: int) -> Float[Tensor, "draw rows columns"]:
-    """The random-orientation null's draws, the same for every pair and every checkpoint of a shape."""
-    return corner_blocks(rows, columns, dims, draws, torch.Generator().manual_seed(seed))
-
-
-def gaussian_baseline(dims: int, d_head: int, *, heads: int = 200, seed: int = 0) -> tuple[float, float]:
-    """Mean and standard deviation of the score of heads with Gaussian weights: the constant that papers subtract.
-
-    About ``1 / sqrt(dims)``. It ignores spectra, so it calls too many or too few pairs of a trained model large.
-    """
-    rng = torch.Generator().manual_seed(seed)
-    made = [torch.randn(heads, dims, d_head, generator=rng, dtype=torch.float64) for _ in range(4)]
-    writer, reader = side(made[0], made[1].transpose(1, 2)), side(made[2], made[3].transpose(1, 2))
-    scores = compose_pairs(writer, reader, dims).squared.sqrt().diagonal()
-    return float(scores.mean()), float(scores.std())
+GRID = ("mode", "src_layer", "src_head", "dst_layer", "dst_head")
+NULL_WORK = 1e10
+"""Multiplications that each null may cost by default: some tenths of a second."""
 
 
 @dataclass(frozen=True)
@@ -173,33 +61,52 @@ class Composition:
     """Composition of every earlier head with every later one: ``Dataset(mode, src_layer, src_head, dst_layer, dst_head)``.
 
     Args:
-        draws: sampled orientations behind ``p``, which is never below ``1 / (1 + draws)``. covariance_draws: behind
-            ``p_covariance``; 0 leaves it out (NaN). seed: of both.
-        tokens: weigh what heads read by the token embeddings, ``W_E^T W_E``: how much composes when tokens come in.
+        incoming: what comes into the heads: ``"everything"`` (the plain score), ``"tokens"``, ``"positions"`` or
+            ``"activations"``, the directions that are in fact written and read (``circuits.weights.interfaces``).
+        tokens: ids ``[example, pos]`` behind ``"activations"``.
+        remove_mean: take the direction of the mean token embedding out of what is written and read; one dimension less.
+        draws: sampled orientations behind ``p``, which is never below ``1 / (1 + draws)``. frames: frames of each side behind
+            ``p_covariance``, whose draws are all ``frames^2`` pairs of them; 0 leaves it out (NaN). None, for either, is
+            what a second or so allows, 2,000 to 10,000 orientations and 16 to 64 frames: all of it for small models.
+        seed: of both nulls.
     """
 
-    draws: int = 20_000
-    covariance_draws: int = 500
+    incoming: Incoming = "everything"
+    tokens: Any = field(default=None, compare=False)
+    remove_mean: bool = False
+    draws: int | None = None
+    frames: int | None = None
     seed: int = 0
-    tokens: bool = False
     name: str = field(default="composition", init=False)
-    version: int = field(default=1, init=False)
+    version: int = field(default=2, init=False)
+    _tokens: str = field(default="", init=False, repr=False)
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.draws, int) and isinstance(self.covariance_draws, int)
-        if not whole or self.draws < 1 or self.covariance_draws < 0:
-            given = f"draws={self.draws!r}, covariance_draws={self.covariance_draws!r}"
-            raise ValueError(f"{given}: need whole numbers of at least 1 and 0")
+        check_incoming(self.incoming, self.tokens)
+        if self.draws is not None and (not isinstance(self.draws, int) or self.draws < 1):
+            raise ValueError(f"draws={self.draws!r}: need a whole number of at least 1, or None for what a second allows")
+        if self.frames is not None and (not isinstance(self.frames, int) or self.frames < 0 or self.frames == 1):
+            raise ValueError(f"frames={self.frames!r}: need a whole number of at least 2, 0 for no covariance null, or None")
+        if self.tokens is not None:
+            object.__setattr__(self, "_tokens", array_hash(self.tokens.cpu()))
 
     def spec(self) -> dict[str, Any]:
-        return {"draws": self.draws, "covariance_draws": self.covariance_draws, "seed": self.seed, "tokens": self.tokens}
+        return {
+            "incoming": self.incoming,
+            "tokens": self._tokens or None,
+            "remove_mean": self.remove_mean,
+            "draws": self.draws,
+            "frames": self.frames,
+            "seed": self.seed,
+        }
 
     def __call__(self, model: Any) -> Any:
         """Measure a model.
 
         Returns:
-            ``value`` in [0, 1] and the variables of this module's docstring; NaN where the source is not in an earlier layer.
-            Scores are functions of the weights alone and have no standard error.
+            ``value`` in [0, 1] and the variables of this module's docstring; ``state`` is ok, zero (one of the two writes or
+            reads nothing; its score is 0) or missing (NaN: the source is not in an earlier layer). Scores are functions of
+            the weights alone and have no standard error.
 
         Raises:
             TypeError, ValueError: not a hooked model, NaN weights, one layer alone, or a model that cannot be represented.
@@ -208,24 +115,18 @@ class Composition:
         layers, heads = weights.W_O.shape[:2]
         if layers < 2:
             raise ValueError("the model has 1 layer, composition needs 2: an earlier head to write and a later one to read")
-        grid = ("mode", "src_layer", "src_head", "dst_layer", "dst_head")
-        names = ("value", "normalised", "by_writer", "by_reader", "kernel", "null_mean", "null_sd", "z", "p")
-        names += ("p_by_writer", "p_layer", "p_covariance")
-        found = {name: np.full((len(MODES), layers, heads, layers, heads), np.nan) for name in names}
-        weighting = weights.writes(weights.W_E) if self.tokens else None
-        written = [writers(weights, layer, weighting=_root(weighting)) for layer in range(layers)]
-        rng = torch.Generator().manual_seed(self.seed)
-        for later in range(1, layers):
-            for m, mode in enumerate(MODES):
-                reader = readers(weights, later, mode, weighting=_root(weighting))
-                for earlier in range(later):
-                    part = self._pair_of_layers(written[earlier], reader, weights.dims, rng)
-                    for name, values in part.items():
-                        found[name][m, earlier, :, later] = values.numpy()
-        mean, sd = gaussian_baseline(weights.dims, weights.cfg.d_head)
+        faces = interfaces(own(model), weights, self.incoming, self.tokens, remove_mean=self.remove_mean)
+        draws, frames = self._sizes(weights.cfg)
+        found = self._scores(faces, draws, frames)
+        squared = found.pop("squared")
+        states = np.where(np.isnan(squared), "missing", np.where(squared == 0, "zero", "ok"))
+        found |= {"value": np.sqrt(squared), "stderr": np.full_like(squared, np.nan)}
+        found["q"], found["q_covariance"] = false_discovery(found["p"]), false_discovery(found["p_covariance"])
+        mean, sd = gaussian_baseline(faces.dims, weights.cfg.d_head)
+        order = sorted(found, key=lambda name: (name not in ("value", "stderr"), name))
         return labelled(
-            {name: (grid, values) for name, values in found.items()} | {"chance": ((), mean)},
-            {"mode": list(MODES), **{dim: np.arange(n) for dim, n in zip(grid[1:], (layers, heads) * 2, strict=True)}},
+            {name: (GRID, found[name]) for name in order} | {"state": (GRID, states), "chance": ((), mean)},
+            {"mode": list(MODES), **{dim: np.arange(n) for dim, n in zip(GRID[1:], (layers, heads) * 2, strict=True)}},
             measure=self,
             definition="||A B|| / (||A|| ||B||) of what one head writes and another reads, norms folded in",
             source="Elhage et al. 2021; nulls of circuits.weights.haar",
@@ -233,37 +134,114 @@ class Composition:
             seed=self.seed,
             stderr="none: a function of the weights alone",
             null="matrices of the same spectra in random orientation; null_mean, null_sd and z are of the squared score",
-            smallest_p=1 / (1 + self.draws),
+            dims=faces.dims,
+            smallest_p=1 / (1 + draws),
             smallest_p_layer=1 / heads**2,
-            smallest_p_covariance=1 / (1 + self.covariance_draws) if self.covariance_draws else np.nan,
+            smallest_p_covariance=1 / (1 + frames**2) if frames else np.nan,
             gaussian_sd=sd,
         )
 
-    def _pair_of_layers(self, writer: Side, reader: Side, dims: int, rng: torch.Generator) -> dict[str, Tensor]:
-        pairs = compose_pairs(writer, reader, dims)
-        mean, sd = squared_score_moments(writer.squares[:, None], reader.squares[None], dims)
-        blocks = _haar_blocks(writer.squares.shape[1], reader.squares.shape[1], dims, self.draws, self.seed)
-        flat = pairs.squared.flatten()
-        at_least = (flat[None] >= flat[:, None] * (1 - 1e-12)).sum(1).view_as(pairs.squared)
-        found = {
-            "value": pairs.squared.sqrt(),
-            "normalised": pairs.normalised,
-            "by_writer": pairs.by_writer,
-            "by_reader": pairs.by_reader,
-            "kernel": pairs.kernel,
-            "null_mean": mean,
-            "null_sd": sd,
-            "z": torch.where(sd > 0, (pairs.squared - mean) / sd, 0.0),
-            "p": upper_tail(pairs.squared, writer.squares, reader.squares, blocks),
-            "p_by_writer": largest_component_tail(pairs.by_writer, reader.squares, blocks),
-            "p_layer": at_least.double() / len(flat),
-        }
-        if self.covariance_draws:
-            drawn = covariance_blocks(writer, reader, self.covariance_draws, rng)
-            found["p_covariance"] = upper_tail(pairs.squared, writer.squares, reader.squares, drawn)
-        return found
+    def _sizes(self, cfg: Any) -> tuple[int, int]:
+        """Draws and frames of the two nulls: as asked, or what ``NULL_WORK`` allows."""
+        later, r = len(MODES) * (cfg.n_layers - 1), cfg.d_head
+        readers, writers = later * cfg.n_heads, (cfg.n_layers - 1) * cfg.n_heads
+        # An orientation: making its block, passing all writers and readers through it, and all pairs of them.
+        of_draw = r * r * (2 * r + writers + readers) + r * writers * readers / 2
+        of_frames = cfg.d_model * r**2 * later
+        draws = int(np.clip(NULL_WORK / of_draw, 2_000, 10_000)) if self.draws is None else self.draws
+        frames = int(np.clip((NULL_WORK / of_frames) ** 0.5, 16, 64)) if self.frames is None else self.frames
+        return draws, frames
+
+    def _scores(self, faces: Interfaces, draws: int, frames: int) -> dict[str, np.ndarray]:
+        """Every score and its nulls on the whole grid; NaN where the source is not in an earlier layer."""
+        n, heads = faces.weights.cfg.n_layers - 1, faces.weights.cfg.n_heads
+        names = ("squared", "normalised", "by_writer", "by_reader", "strongest", "kernel", "p_covariance")
+        # Flat: sources [layer head], destinations [layer mode head].
+        flat = {name: torch.full((n * heads, n * len(MODES) * heads), torch.nan, dtype=torch.float64) for name in names}
+        writers: list[Side] = []
+        b, asked = [], []
+        rng = torch.Generator().manual_seed(self.seed)
+        drawn: Tensor | float = 0.0
+        for later in range(n):
+            writers.append(faces.writers(later))
+            a = torch.cat([one.squares for one in writers])
+            sources = slice(0, len(a))
+            if frames:
+                drawn = drawn + mixed(writers[-1], frames, rng)
+                written = frames_of(drawn)
+            for m, mode in enumerate(MODES):
+                reader = faces.readers(later + 1, mode)
+                to = slice((later * len(MODES) + m) * heads, (later * len(MODES) + m + 1) * heads)
+                for earlier, writer in enumerate(writers):
+                    pairs = compose_pairs(writer, reader, faces.dims)
+                    for name in names[:-1]:
+                        flat[name][earlier * heads : (earlier + 1) * heads, to] = getattr(pairs, name)
+                if frames:
+                    read = frames_of(mixed(reader, frames, rng))
+                    counts = frame_counts(flat["squared"][sources, to], a, reader.squares, written, read)
+                    flat["p_covariance"][sources, to] = (1 + counts).double() / (1 + frames**2)
+                b.append(reader.squares)
+                asked.append((sources, to))
+        whole = flat | self._random_orientation(flat, a, torch.cat(b), asked, faces.dims, draws)
+        grid = {name: _grid(values, n, heads) for name, values in whole.items()}
+        return grid | _among_layers(grid["squared"])
+
+    def _random_orientation(
+        self, flat: dict[str, Tensor], a: Tensor, b: Tensor, asked: list[tuple[slice, slice]], dims: int, draws: int
+    ) -> dict[str, Tensor]:
+        """Exact moments and sampled tails of the null of ``circuits.weights.haar``."""
+        squared = flat["squared"].nan_to_num(0.0)
+        single = {name: flat[name].nan_to_num(0.0) for name in ("by_writer", "by_reader", "strongest")}
+        rng = torch.Generator().manual_seed(self.seed)
+        tails = upper_tails(squared, a, b, asked, dims, draws, rng, **single)
+        mean, sd = squared_score_moments(a[:, None], b[None], dims)
+        z = torch.where(sd > 0, (squared - mean) / torch.where(sd > 0, sd, 1), 0.0)
+        nulls = {"null_mean": mean, "null_sd": sd, "z": z} | tails
+        return {name: values.masked_fill(flat["squared"].isnan(), torch.nan) for name, values in nulls.items()}
 
 
-def _root(rows: Float[Tensor, "n d_model"] | None) -> Float[Tensor, "m d_model"] | None:
-    """A square root of ``rows^T rows`` with at most d_model rows: the triangle of its QR decomposition."""
-    return None if rows is None else torch.linalg.qr(rows).R
+def check_incoming(incoming: Any, tokens: Any) -> None:
+    """Refuse a kind of input that there is not, and tokens that are missing or of no use.
+
+    Raises:
+        ValueError, TypeError: as said.
+    """
+    if incoming not in INCOMING:
+        raise ValueError(f"incoming={incoming!r}: need one of {', '.join(INCOMING)}")
+    if (incoming == "activations") != (tokens is not None):
+        fault = "tokens are given" if tokens is not None else "no tokens are given"
+        raise ValueError(f"incoming={incoming!r} and {fault}; tokens belong to incoming='activations', and it needs them")
+    if tokens is not None and not isinstance(tokens, Tensor):
+        raise TypeError(f"tokens are a {type(tokens).__name__}; need an integer tensor [example, pos]")
+
+
+def false_discovery(p: np.ndarray) -> np.ndarray:
+    """Benjamini-Hochberg: the smallest false discovery rate at which each test is a finding; NaN stays and does not count."""
+    from scipy.stats import false_discovery_control
+
+    found, given = np.full_like(p, np.nan), np.isfinite(p)
+    if given.any():
+        found[given] = false_discovery_control(p[given])
+    return found
+
+
+def _grid(values: Float[Tensor, "src dst"], n: int, heads: int) -> np.ndarray:
+    """From sources [layer head] and destinations [layer mode head] to ``GRID``."""
+    whole = np.full((len(MODES), n + 1, heads, n + 1, heads), np.nan)
+    whole[:, :-1, :, 1:] = values.view(n, heads, n, len(MODES), heads).permute(3, 0, 1, 2, 4).numpy()
+    return whole
+
+
+def _among_layers(squared: np.ndarray) -> dict[str, np.ndarray]:
+    """``p_layer``, ``centred`` and ``z_layer``: each pair against the others of its two layers."""
+    score, heads = np.sqrt(squared), squared.shape[2]
+    pairs = squared.transpose(0, 1, 3, 2, 4).reshape(*squared.shape[:2], squared.shape[3], heads**2)
+    at_least = (pairs[..., None, :] >= pairs[..., :, None] * (1 - 1e-12)).sum(-1)
+    rank = np.where(np.isnan(pairs), np.nan, at_least / heads**2)
+    centred = score - score.mean(2, keepdims=True) - score.mean(4, keepdims=True) + score.mean((2, 4), keepdims=True)
+    spread = 1.4826 * np.median(np.abs(centred), axis=(2, 4), keepdims=True)
+    return {
+        "p_layer": rank.reshape(*squared.shape[:2], squared.shape[3], heads, heads).transpose(0, 1, 3, 2, 4),
+        "centred": centred,
+        "z_layer": np.divide(centred, spread, out=np.where(np.isnan(centred), np.nan, 0.0), where=spread > 0),
+    }

@@ -20,7 +20,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 
-def _factors(left: Tensor, right: Tensor, *, square_for: str = "") -> tuple[Tensor, Tensor]:
+def check_factors(left: Tensor, right: Tensor, *, square_for: str = "") -> tuple[Tensor, Tensor]:
     """Both factors in float64, after a look at their shapes."""
     if not (isinstance(left, Tensor) and isinstance(right, Tensor)) or left.is_complex() or right.is_complex():
         given = [str(x.dtype) if isinstance(x, Tensor) else type(x).__name__ for x in (left, right)]
@@ -51,7 +51,7 @@ def product_norm(left: Float[Tensor, "*batch m r"], right: Float[Tensor, "*batch
 
     Source: Elhage et al. 2021, composition scores.
     """
-    left, right = _factors(left, right)
+    left, right = check_factors(left, right)
     return ((left.mT @ left) * (right @ right.mT)).sum((-2, -1)).clamp(min=0).sqrt()
 
 
@@ -69,7 +69,7 @@ def product_trace(left: Float[Tensor, "*batch m r"], right: Float[Tensor, "*batc
 
     Source: Elhage et al. 2021, "copying" (sum of eigenvalues = trace).
     """
-    left, right = _factors(left, right, square_for="traces")
+    left, right = check_factors(left, right, square_for="traces")
     return (left * right.mT).sum((-2, -1))
 
 
@@ -87,7 +87,7 @@ def product_eigenvalues(left: Float[Tensor, "*batch m r"], right: Float[Tensor, 
 
     Source: Elhage et al. 2021, "copying"; that the eigenvalues are the same is the cyclic identity above.
     """
-    left, right = _factors(left, right, square_for="eigenvalues")
+    left, right = check_factors(left, right, square_for="eigenvalues")
     # Of the two orders the smaller matrix: with r > m the r x r one would only add r - m zeros.
     core = right @ left if left.shape[-1] <= left.shape[-2] else left @ right
     return torch.linalg.eigvals(core)
@@ -107,7 +107,7 @@ def product_singular_values(left: Float[Tensor, "*batch m r"], right: Float[Tens
 
     Source: Chan 1982 (SVD behind a QR).
     """
-    left, right = _factors(left, right)
+    left, right = check_factors(left, right)
     return torch.linalg.svdvals(torch.linalg.qr(left, mode="r").R @ torch.linalg.qr(right.mT, mode="r").R.mT)
 
 
@@ -127,7 +127,7 @@ def product_svd(
 
     Source: Chan 1982 (SVD behind a QR).
     """
-    left, right = _factors(left, right)
+    left, right = check_factors(left, right)
     Q_left, R_left = torch.linalg.qr(left)
     Q_right, R_right = torch.linalg.qr(right.mT)
     U, S, Vh = torch.linalg.svd(R_left @ R_right.mT, full_matrices=False)
@@ -153,8 +153,8 @@ def compose(
 
     Source: Elhage et al. 2021, virtual heads and composition (V: A B and C D are two ``W_OV``).
     """
-    left, right = _factors(left, right)
-    then_left, then_right = _factors(then_left, then_right)
-    right, then_left = _factors(right, then_left)
+    left, right = check_factors(left, right)
+    then_left, then_right = check_factors(then_left, then_right)
+    right, then_left = check_factors(right, then_left)
     core = right @ then_left
     return (left, core @ then_right) if core.shape[-2] <= core.shape[-1] else (left @ core, then_right)

@@ -5,19 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from circuits.weights.haar import corner_blocks, largest_component_tail, shares, squared_score_moments, upper_tail
-
-SPECTRA = {
-    "flat": lambda i: torch.ones_like(i),
-    "1/sqrt(i)": lambda i: 1 / i,
-    "1/i": lambda i: 1 / i**2,
-    "1/i^2": lambda i: 1 / i**4,
-}
-"""Squared singular values of each law of the singular values."""
-
-
-def spectrum(law: str, size: int) -> torch.Tensor:
-    return SPECTRA[law](torch.arange(1, size + 1, dtype=torch.float64))
+from circuits.weights.calibration import LAWS, Law, false_positives, squared_spectrum
+from circuits.weights.haar import corner_blocks, count_largest, shares, squared_score_moments, upper_tails
 
 
 def haar(dims: int, draws: int, rng: torch.Generator) -> torch.Tensor:
@@ -31,11 +20,11 @@ def scores(a: torch.Tensor, b: torch.Tensor, blocks: torch.Tensor) -> torch.Tens
 
 
 @pytest.mark.science
-@pytest.mark.parametrize("law", SPECTRA)
+@pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize(("r", "q", "dims"), [(4, 4, 12), (3, 5, 7), (6, 6, 6), (8, 8, 20)])
-def test_exact_moments_are_those_of_sampled_matrices(law: str, r: int, q: int, dims: int):
+def test_exact_moments_are_those_of_sampled_matrices(law: Law, r: int, q: int, dims: int):
     """Within 3 standard errors of 8,000 whole Haar matrices and of 20,000 corner blocks, mean and standard deviation."""
-    a, b = spectrum(law, r), spectrum("1/i", q)
+    a, b = squared_spectrum(law, r), squared_spectrum("1/i", q)
     mean, sd = squared_score_moments(a, b, dims)
     assert float(mean) == pytest.approx(1 / dims)
     rng = torch.Generator().manual_seed(1)
@@ -56,30 +45,32 @@ def test_a_square_block_in_as_many_dimensions_is_orthogonal():
 
 
 @pytest.mark.science
-@pytest.mark.parametrize("law", SPECTRA)
-def test_p_values_are_calibrated_where_the_gaussian_constant_is_not(law: str):
+@pytest.mark.parametrize("law", LAWS)
+def test_p_values_are_calibrated_where_the_gaussian_constant_is_not(law: Law):
     """Of 20,000 pairs of random orientation 5 +- 1% have p < .05, 1 +- .3% p < .01 and .1 +- .1% p < .001.
 
-    The control is the constant of Gaussian heads: 'more than mean + 1.645 sd of Gaussian scores' on the same pairs.
+    The control is the constant of Gaussian heads at the same levels, on the same pairs.
     """
-    r, dims, count = 16, 64, 20_000
-    a = b = spectrum(law, r)
-    observed = scores(a, b, corner_blocks(r, r, dims, count, torch.Generator().manual_seed(2)))
-    null = corner_blocks(r, r, dims, 20_000, torch.Generator().manual_seed(3))
-    # Every pair is a row of its own, but all have one spectrum: one writer, and the reader's spectrum once.
-    ordered = scores(a, b, null).sort().values
-    literal = (1 + count - torch.searchsorted(ordered, observed * (1 - 1e-6))).double() / (1 + count)
-    fast = upper_tail(observed[:50, None], a.expand(50, -1), b[None], null)[:, 0]
-    torch.testing.assert_close(fast, literal[:50], rtol=0, atol=3 / count)
-    shares_below = [float((literal < level).double().mean()) for level in (0.05, 0.01, 0.001)]
-    assert shares_below[0] == pytest.approx(0.05, abs=0.01)
-    assert shares_below[1] == pytest.approx(0.01, abs=0.003)
-    assert shares_below[2] == pytest.approx(0.001, abs=0.001)
+    found = false_positives(law)
+    for level, slack in ((0.05, 0.01), (0.01, 0.003), (0.001, 0.001)):
+        assert float(found.value.sel(level=level)) == pytest.approx(level, abs=slack)
+    if law != "flat":
+        assert float(found.gaussian.sel(level=0.001)) > 0.03, "the constant would be good enough, and this null needless"
 
-    gaussian_mean, gaussian_sd = 0.1255, 0.0068  # d = 64, r = 16: test_composition recomputes both
-    false_positives = float((observed.sqrt() > gaussian_mean + 1.645 * gaussian_sd).double().mean())
-    if law in ("1/i", "1/i^2"):
-        assert false_positives > 0.15, "the constant would be good enough, and this null needless"
+
+@pytest.mark.science
+def test_fast_tails_are_the_literal_ones():
+    """One pair after the other, against sorted scores of other draws: they differ by their sampling errors alone."""
+    r, dims, count = 16, 64, 20_000
+    a = b = squared_spectrum("1/i", r)
+    observed = scores(a, b, corner_blocks(r, r, dims, 50, torch.Generator().manual_seed(2)))
+    ordered = scores(a, b, corner_blocks(r, r, dims, count, torch.Generator().manual_seed(3))).sort().values
+    literal = (1 + count - torch.searchsorted(ordered, observed * (1 - 1e-6))).double() / (1 + count)
+    whole = [(slice(0, 50), slice(0, 1))]
+    rng = torch.Generator().manual_seed(4)
+    fast = upper_tails(observed[:, None], a.expand(50, -1), b[None], whole, dims, count, rng)["p"][:, 0]
+    error = (2 * literal * (1 - literal) / count).sqrt()
+    assert bool(((fast - literal).abs() <= 4 * error + 2 / count).all())
 
 
 @pytest.mark.science
@@ -94,11 +85,35 @@ def test_scores_lie_between_zero_and_one_and_order_of_spectra_does_not_matter(se
 
 
 @pytest.mark.science
-def test_component_tail_by_counting():
-    """Two directions, cosines by hand: the strongest is 1, .25 and .09 in three draws."""
-    blocks = torch.tensor([[[1.0], [0.0]], [[0.5], [0.1]], [[0.2], [0.3]]])
-    found = largest_component_tail(torch.tensor([[0.5], [0.09], [1.1]]).double(), torch.ones(1, 1), blocks)
-    assert found[:, 0].tolist() == [2 / 4, 4 / 4, 1 / 4]
+def test_tails_are_counts_over_the_very_blocks():
+    """Scores and strongest components of every draw, one by one, against the batched counts; three readers, two writers."""
+    rng = torch.Generator().manual_seed(0)
+    a, b = torch.rand(2, 3, generator=rng, dtype=torch.float64), torch.rand(3, 4, generator=rng, dtype=torch.float64)
+    squares = corner_blocks(3, 4, 10, 50, torch.Generator().manual_seed(1)).double().square()
+    score = torch.einsum("mi,kij,nj->kmn", shares(a), squares, shares(b))
+    read = torch.einsum("kij,nj->kin", squares, shares(b)).amax(1)
+    written = torch.einsum("mi,kij->kmj", shares(a), squares).amax(2)
+    largest = squares.amax((1, 2))
+    observed = [torch.full((2, 3), level, dtype=torch.float64) for level in (0.1, 0.2, 0.15, 0.5)]
+    found = upper_tails(
+        observed[0], a, b, [(slice(0, 2), slice(0, 3))], 10, 50, torch.Generator().manual_seed(1),
+        by_writer=observed[1], by_reader=observed[2],
+        strongest=observed[3],
+    )  # fmt: skip
+    expected = {
+        "p": (1 + (score >= 0.1).sum(0)).double() / 51,
+        "p_by_writer": ((1 + (read >= 0.2).sum(0)).double() / 51).expand(2, 3),
+        "p_strongest": ((1 + (largest >= 0.5).sum()).double() / 51).expand(2, 3),
+        "p_by_reader": ((1 + (written >= 0.15).sum(0)).double() / 51)[:, None].expand(2, 3),
+    }
+    for name, p in expected.items():
+        torch.testing.assert_close(found[name], p, rtol=0, atol=1e-12)
+
+
+@pytest.mark.science
+def test_the_largest_of_three_samples_by_hand():
+    counts = count_largest(torch.tensor([[0.5, 0.09, 1.1]]).double(), torch.tensor([[1.0, 0.25, 0.09]]))
+    assert counts.tolist() == [[1, 3, 0]]
 
 
 @pytest.mark.science

@@ -12,7 +12,8 @@ from circuits.data.tokenizer import train_bpe
 from circuits.models.hooked import HookedTransformer
 from circuits.results import Measure
 from circuits.weights.circuits import ov_circuit, qk_circuit
-from circuits.weights.skip_trigrams import SkipTrigrams, bug_share, measured_lift, skip_trigrams, top_triples
+from circuits.weights.lift import bug_share, measured_lift
+from circuits.weights.skip_trigrams import SkipTrigrams, skip_trigrams, top_triples
 
 
 def small(**fields) -> HookedTransformer:
@@ -82,6 +83,17 @@ def test_bounds_skip_sources_without_losing_triples(spread, monkeypatch):
     assert len(computed) < 150
     for s in (3, 250):  # of one source, where every pair with i j <= k can be needed
         assert torch.allclose(top_triples(keys, queries, values, outputs, 50, torch.tensor([s, s])).value, best[s], rtol=1e-12)
+
+
+def test_blocks_of_sources_and_columns_change_nothing(monkeypatch):
+    rng = torch.Generator().manual_seed(1)
+    factors = [torch.randn(90, 4, generator=rng, dtype=torch.float64) for _ in range(4)]
+    whole = top_triples(*factors, 40)
+    for name, size in (("SOURCES", 16), ("COLUMNS", 7), ("TOGETHER", 3)):
+        monkeypatch.setattr(skip_trigrams_module, name, size)
+    found = top_triples(*factors, 40)
+    assert torch.allclose(found.value, whole.value, rtol=1e-12)
+    assert all(torch.equal(getattr(found, name), getattr(whole, name)) for name in ("source", "destination", "out"))
 
 
 def test_pairs_of_ranks_i_j_up_to_k_are_enough_and_all_needed():

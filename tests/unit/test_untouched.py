@@ -14,8 +14,9 @@ from circuits.detectors.in_context import LossCurves, RepeatLoss
 from circuits.detectors.names import NameCompletion, NamePrompts
 from circuits.models.protocol import model_hash
 from circuits.weights.composition import Composition
+from circuits.weights.k_term import KTermCopying
 from circuits.weights.skip_trigrams import SkipTrigrams
-from circuits.weights.spectra import KTermCopying, WeightSpectra
+from circuits.weights.weight_spectra import WeightSpectra
 
 TOKENS = torch.randint(1, 40, (3, 24), generator=torch.Generator().manual_seed(0))
 PROMPTS = NamePrompts(TOKENS, TOKENS, torch.tensor([2, 2, 2]), ("a", "b", "c"))
@@ -27,9 +28,9 @@ MEASURES: dict[str, Callable[[Any], Any]] = {
     "LossCurves": LossCurves({"text": TOKENS}),
     "RepeatLoss": RepeatLoss(n=8, examples=4),
     "NameCompletion": NameCompletion(PROMPTS),
-    "WeightSpectra": WeightSpectra(null_seeds=9, diagonal_tokens=8),
+    "WeightSpectra": WeightSpectra(TOKENS, null_seeds=9, diagonal_tokens=8),
     "KTermCopying": KTermCopying(null_seeds=9),
-    "Composition": Composition(draws=20, covariance_draws=5),
+    "Composition": Composition(draws=20, frames=5),
     "SkipTrigrams": SkipTrigrams(k=3),
     "view": lambda m: circuits.view(m, TOKENS[0], "L0H1"),
     "value-weighted view": lambda m: circuits.view(m, TOKENS[0], "L0H1", value_weighted=True),

@@ -6,8 +6,11 @@ import torch
 
 from circuits.data.tokenizer import train_bpe
 from circuits.models.hooked import HookedTransformer
-from circuits.weights.circuits import Circuit, Reader, ov_circuit, qk_circuit, rotations
+from circuits.weights.circuits import Reader, norm_scale, ov_circuit, qk_circuit
 from circuits.weights.folded import folded
+from circuits.weights.reading import Circuit
+from circuits.weights.rotary import rotations
+from circuits.weights.weight_spectra import WeightSpectra
 
 V, T = 13, 7
 SCHEMES = ["shortformer", "standard", "rotary", "none"]
@@ -67,7 +70,7 @@ def test_factored_is_dense(positions, norm):
         cases = [
             (qk_circuit(model, (layer, head), offset=offset), E @ W_QK @ E.T),
             (qk_circuit(model, (layer, head), offset=offset, embed=False), W_QK),
-            (ov_circuit(model, (layer, head)), E @ W_OV @ w.W_U),
+            (ov_circuit(model, (layer, head)), w.logits(E @ W_OV)),
             (ov_circuit(model, (layer, head), embed=False), W_OV),
         ]
         for circuit, expected in cases:
@@ -156,7 +159,7 @@ def test_ov_is_what_the_head_adds_to_the_logits(norm):
         written = written - model.b_V[0, head] @ model.W_O[0, head]
         if norm == "LN":
             written = written - model.blocks[0].ln1.b @ model.W_V[0, head] @ model.W_O[0, head]
-        logits = written @ folded(model).W_U
+        logits = folded(model).logits(written)
         assert torch.allclose(dense(ov_circuit(model, (0, head))), logits, atol=1e-10)
 
 
@@ -175,8 +178,35 @@ def test_the_effective_embedding_is_what_the_first_mlp_makes_of_a_token():
     assert not torch.allclose(found.left, ov_circuit(model, "L1H0").left)
 
 
+@pytest.mark.parametrize("centred", [True, False])
+def test_norm_scales_in_blocks_are_those_of_the_whole_in_float64(centred, monkeypatch):
+    x = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)) + 1
+    wide = x.double()
+    expected = (wide.var(1, correction=0) if centred else wide.square().mean(1)) + 1e-5
+    monkeypatch.setattr("circuits.weights.circuits.TOKEN_BLOCK", 7)
+    assert torch.allclose(norm_scale(x, centred=centred, eps=1e-5)[:, 0], expected.sqrt(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("measure", [lambda m: qk_circuit(m, "L0H0"), WeightSpectra(null_seeds=0)], ids=["circuit", "spectra"])
+def test_a_bridge_that_cannot_be_represented_is_refused_in_a_sentence(measure, monkeypatch):
+    from transformer_lens import TransformerBridgeConfig
+    from transformer_lens.model_bridge import TransformerBridge
+
+    shape = {"n_layers": 2, "d_model": 16, "n_heads": 4, "d_head": 4, "n_ctx": 16, "d_vocab": 20, "attn_only": True}
+    shape |= {"normalization_type": "LN", "device": "cpu"}
+    grouped = TransformerBridge.boot_native(TransformerBridgeConfig(**shape, n_key_value_heads=1)).eval()
+    with pytest.raises(ValueError, match="n_key_value_heads is 1: grouped keys cannot be represented, every head has its own"):
+        measure(grouped)
+    bridge = TransformerBridge.boot_native(TransformerBridgeConfig(**shape)).eval()
+    measure(bridge)
+    shown = {name: weight for name, weight in bridge.tl_parameters().items() if name != "blocks.1.attn.W_K"}
+    monkeypatch.setattr(type(bridge), "tl_parameters", lambda _: shown)
+    with pytest.raises(ValueError, match=r"shows no weight blocks\.1\.attn\.W_K, which its config means it to have"):
+        measure(bridge)
+
+
 def test_reading_by_row_column_block_and_diagonal(monkeypatch):
-    monkeypatch.setattr("circuits.weights.circuits.BLOCK", 3 * V + 1)  # several blocks, the last one shorter
+    monkeypatch.setattr("circuits.weights.reading.BLOCK", 3 * V + 1)  # several blocks, the last one shorter
     c = ov_circuit(small(), "L0H0")
     full = dense(c).numpy()
     assert np.allclose(c.row(3), full[3]) and np.allclose(c.column(5), full[:, 5])

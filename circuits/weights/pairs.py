@@ -1,0 +1,79 @@
+"""Scores of every writer with every reader, from one matrix of cosines; definitions in ``circuits.weights.composition``."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuits.weights.factored import compose, product_norm
+from circuits.weights.haar import shares
+from circuits.weights.interfaces import Side
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Scores of every writer with every reader, each ``[src, dst]``; ``squared`` is the square of the composition score."""
+
+    squared: Float[Tensor, "src dst"]
+    normalised: Float[Tensor, "src dst"]
+    by_writer: Float[Tensor, "src dst"]
+    by_reader: Float[Tensor, "src dst"]
+    strongest: Float[Tensor, "src dst"]
+    kernel: Float[Tensor, "src dst"]
+
+
+def compose_pairs(writer: Side, reader: Side, dims: int) -> Pairs:
+    """All scores of all pairs, from one matrix of squared cosines.
+
+    Args:
+        dims: dimensions the two sides meet in, for the random baseline of ``normalised``.
+
+    Returns:
+        Scores; a zero matrix composes with nothing, so its scores are 0.
+    """
+    src, r, dst, q = *writer.directions.shape[:2], *reader.directions.shape[:2]
+    a, b = shares(writer.squares), shares(reader.squares)
+    # Directions of vanishing singular values are arbitrary: they belong to no subspace.
+    real_a, real_b = significant(writer.squares), significant(reader.squares)
+    cosines = writer.directions.flatten(0, 1) @ reader.directions.flatten(0, 1).T
+    squares = cosines.square_().view(src, r, dst, q)
+    # How strongly each direction of the writer is read, and how much of it lies in the reader's subspace.
+    weights_b = torch.stack((b, real_b), -1).to(squares)
+    read, inside = torch.einsum("srdq,dqw->srdw", squares, weights_b).double().unbind(-1)
+    written = torch.einsum("srdq,sr->sdq", squares, a.to(squares)).double()
+    squared = torch.einsum("srd,sr->sd", read, a)
+    most = a[:, : min(r, q)] @ b[:, : min(r, q)].T
+    rank = torch.minimum(real_a.sum(-1)[:, None], real_b.sum(-1)[None]).clamp_min(1)
+    chance = 1 / dims
+    span = torch.where(most > chance, most - chance, torch.nan)
+    return Pairs(
+        squared=squared,
+        normalised=torch.where(squared > 0, (squared - chance) / span, 0.0),
+        by_writer=(read * real_a[:, :, None]).amax(1),
+        by_reader=(written * real_b[None]).amax(2),
+        strongest=squares.mul_(real_a.to(squares)[:, :, None, None]).mul_(real_b.to(squares)).amax((1, 3)).double(),
+        kernel=torch.einsum("srd,sr->sd", inside, real_a) / rank,
+    )
+
+
+def significant(squares: Float[Tensor, "head r"]) -> Float[Tensor, "head r"]:
+    """1 for singular values that are not rounding, 0 for the rest."""
+    return (squares > squares.amax(-1, keepdim=True) * 1e-20).to(squares) * (squares > 0)
+
+
+@lru_cache(maxsize=16)
+def gaussian_baseline(dims: int, d_head: int, *, heads: int = 50, seed: int = 0) -> tuple[float, float]:
+    """Mean and standard deviation of the score of heads with Gaussian weights: the constant that papers subtract.
+
+    About ``1 / sqrt(dims)``. It ignores spectra, so it calls too many or too few pairs of a trained model large.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    scores = []
+    for _ in range(heads):
+        out, read = [[torch.randn(dims, d_head, generator=rng, dtype=torch.float64) for _ in range(2)] for _ in range(2)]
+        both = product_norm(*compose(out[0], out[1].T, read[0], read[1].T))
+        scores.append(float(both / (product_norm(out[0], out[1].T) * product_norm(read[0], read[1].T))))
+    return float(np.mean(scores)), float(np.std(scores, ddof=1))
