@@ -2,7 +2,7 @@
 
 The public names below are loaded when they are first asked for, so ``import circuits`` costs neither torch nor
 transformer_lens. Everything else lives in its room: ``circuits.models``, ``circuits.data``, ``circuits.detectors``,
-``circuits.dynamics``, ``circuits.views``.
+``circuits.weights``, ``circuits.dynamics``, ``circuits.views``.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from circuits.dynamics.sweep import gather as gather
     from circuits.dynamics.sweep import sweep as sweep
     from circuits.dynamics.train import train as train
+    from circuits.dynamics.weigh import weigh as weigh
     from circuits.models import planted as planted
     from circuits.models.checkpoints import Checkpoints as Checkpoints
     from circuits.models.config import HookedTransformerConfig as HookedTransformerConfig
@@ -25,12 +26,17 @@ if TYPE_CHECKING:
     from circuits.models.hooked import HookedTransformer as HookedTransformer
     from circuits.views.attention import view as view
     from circuits.views.report import report as report
+    from circuits.weights.circuits import ov_circuit as ov_circuit
+    from circuits.weights.circuits import qk_circuit as qk_circuit
+    from circuits.weights.composition import Composition as Composition
+    from circuits.weights.skip_trigrams import skip_trigrams as skip_trigrams
 
     __version__: str
 
 # The same names for the running program, each with the module it is imported from; a test holds the two lists equal.
 _HOMES = {
     "Checkpoints": "circuits.models.checkpoints",
+    "Composition": "circuits.weights.composition",
     "Head": "circuits.models.heads",
     "HookedTransformer": "circuits.models.hooked",
     "HookedTransformerConfig": "circuits.models.config",
@@ -40,13 +46,17 @@ _HOMES = {
     "from_hf": "circuits.models.convert",
     "from_transformer_lens": "circuits.models.convert",
     "gather": "circuits.dynamics.sweep",
+    "ov_circuit": "circuits.weights.circuits",
     "planted": "circuits.models",
     "preset": "circuits.dynamics.presets",
+    "qk_circuit": "circuits.weights.circuits",
     "repeated_random_tokens": "circuits.data.tokens",
     "report": "circuits.views.report",
+    "skip_trigrams": "circuits.weights.skip_trigrams",
     "sweep": "circuits.dynamics.sweep",
     "train": "circuits.dynamics.train",
     "view": "circuits.views.attention",
+    "weigh": "circuits.dynamics.weigh",
 }
 
 if not TYPE_CHECKING:  # a type checker knows the names by the imports above, and a wrong one is an error to it

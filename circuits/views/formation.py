@@ -1,9 +1,11 @@
 """When a head's score formed, and which heads stand out: readings of detector scores over training, by stated rules."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from circuits.detectors.classify import classify
 from circuits.models.heads import Head
 
 if TYPE_CHECKING:
@@ -20,6 +22,19 @@ def last_measured(data: "xr.Dataset") -> int:
     if not len(measured):
         raise ValueError("no checkpoint was measured; see the reasons beside each step")
     return int(measured[-1])
+
+
+def last_common(*results: "xr.Dataset") -> int:
+    """The last step at which every one of several swept results has data.
+
+    Raises:
+        ValueError: there is none.
+    """
+    steps = [set(data["step"].values[data["status"].values == "ok"].tolist()) for data in results]
+    common = set.intersection(*steps)
+    if not common:
+        raise ValueError("no checkpoint has all that is needed here; see the reasons beside each step")
+    return int(max(common))
 
 
 def formation(scores: "xr.Dataset") -> "xr.Dataset":
@@ -61,6 +76,15 @@ def formation(scores: "xr.Dataset") -> "xr.Dataset":
             "units": "training steps",
         },
     )
+
+
+def roles_at(results: "Mapping[str, xr.Dataset]", step: int) -> dict[Head, str]:
+    """Every head's role at a step, from the derived ``head_roles`` or, without them, from the detector scores."""
+    found = results["head_roles"] if "head_roles" in results else classify(results["attention_scores"])
+    role = found["role"].sel(step=step)
+    return {
+        Head(int(x), int(h)): str(role.sel(layer=x, head=h).values) for x in role["layer"].values for h in role["head"].values
+    }
 
 
 def strongest(scores: "xr.Dataset", detector: str) -> Head:

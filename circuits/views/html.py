@@ -129,6 +129,14 @@ def z_score(z: float) -> str:
     return decimal(z, 1) if abs(z) < 100 or not math.isfinite(z) else count(z)
 
 
+def probability(p: float, smallest: float = math.nan) -> str:
+    """A p or q: ``0.013``, ``5e−5``; ``≤`` before one that is the smallest it could have been, so that it is never called 0."""
+    if not math.isfinite(p):
+        return "–"
+    text = decimal(p) if p >= 0.0095 else f"{p:.0e}".replace("e-0", "e−").replace("e-", "e−")
+    return f"≤{text}" if p <= smallest * (1 + 1e-9) else text
+
+
 def evidence(result: Any, digits: int = 3) -> str:
     """A value with its error, its chance level and its null, as every number in a report has them.
 

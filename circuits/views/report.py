@@ -7,20 +7,19 @@ store.
 """
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from markupsafe import Markup
 
 from circuits.dynamics.determinism import deterministic
-from circuits.dynamics.sweep import THREADS_PER_TASK, Task, check_checkpoints, check_sweep, gather, run_tasks, write_dataset
+from circuits.dynamics.sweep import THREADS_PER_TASK, Task, check_checkpoints, check_sweep, write_dataset
+from circuits.dynamics.together import gather_all, measure_all, merged, without_paths
 from circuits.files import write_whole
 from circuits.models.checkpoints import Checkpoints
-from circuits.progress import bar
 from circuits.results import canonical
 from circuits.views.html import POLICY, bundle, count, encoded, paragraph, table, template
 from circuits.views.sections import Section, Wanted, discover
@@ -65,22 +64,12 @@ def report(
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{what} is {folder}, a file; give a folder")
     wanted = measures_of(sections, run)
-    tasks = [Task(want.measure, run, step, store) for step in run.steps for want in wanted.values() if want.cheap]
-    with bar(total=len(tasks), label=run.name, on=progress, unit="task") as shown:
-        failed = 0
-        for outcome in run_tasks(tasks, workers=workers):
-            failed += outcome.status == "failed"
-            shown.update()
-            if failed:
-                shown.set_postfix(failed=failed)
-    results: dict[str, xr.Dataset] = {}
-    absent: dict[str, str] = {}
-    for name, want in wanted.items():
-        try:
-            results[name] = clean(gather(want.measure, run, store))
-        except ValueError as error:
-            tried = want.cheap or any(Task(want.measure, run, step, store).record.exists() for step in run.steps)
-            absent[name] = without_paths(str(error)) if tried else "It takes long and is not in the store."
+    measure_all((want.measure for want in wanted.values() if want.cheap), run, store, workers=workers, progress=progress)
+    results, absent = gather_all((want.measure for want in wanted.values()), run, store)
+    for name in absent:
+        want = wanted[name]
+        if not want.cheap and not any(Task(want.measure, run, step, store).record.exists() for step in run.steps):
+            absent[name] = "It takes long and is not in the store."
     for section in sections:
         if all(want.measure.name in results for want in section.measures(run)):
             results.update(section.derive(run, results))
@@ -165,41 +154,6 @@ def notices(section: Section, results: "Mapping[str, xr.Dataset]", absent: Mappi
                 )
             )
     return Markup("\n").join(said)
-
-
-def without_paths(text: str) -> str:
-    """Text without absolute folders: what a file is called matters to a reader, where it lay does not."""
-    return re.sub(r"(?<![\w.:/])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"<>]+[/\\])+", "", text)
-
-
-def clean(data: "xr.Dataset") -> "xr.Dataset":
-    """A gathered result whose reasons name no folder of this machine."""
-    reasons = [without_paths(str(reason)) for reason in data["reason"].values]
-    return data.assign(reason=("step", np.array(reasons, dtype=object).astype("U")))
-
-
-def merged(results: "Mapping[str, xr.Dataset]", *, title: str) -> "xr.Dataset":
-    """All results as one dataset: ``<measure>_<variable>``, the measure's attributes on each of its variables.
-
-    Dimensions are shared where their labels agree; where they do not, the later measure's is called ``<measure>_<dim>``.
-    """
-    import xarray as xr
-
-    whole = xr.Dataset(attrs={"title": title, "measures": canonical(sorted(results))})
-    for name, data in results.items():
-        clash = {dim: f"{name}_{dim}" for dim in data.dims if dim in whole.dims and not _same(data, whole, str(dim))}
-        spare = [c for c in data.coords if c not in data.dims]
-        part = data.reset_coords(spare).rename(clash)
-        about: dict[Any, Any] = dict(data.attrs)
-        part = part.rename({variable: f"{name}_{variable}" for variable in part.data_vars})
-        for variable in part.data_vars:
-            part[variable].attrs = about
-        whole = whole.merge(part.drop_attrs(deep=False), join="exact", compat="no_conflicts", combine_attrs="override")
-    return whole
-
-
-def _same(data: "xr.Dataset", whole: "xr.Dataset", dim: str) -> bool:
-    return data.sizes[dim] == whole.sizes[dim] and np.array_equal(data[dim].values, whole[dim].values)
 
 
 def write_results(path: Path, results: "Mapping[str, xr.Dataset]", *, title: str) -> Path:

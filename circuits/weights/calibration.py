@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuits.weights.haar import corner_blocks, count_largest, shares
+from circuits.weights.haar import corner_blocks, count_largest, orthonormal, shares
 from circuits.weights.interfaces import Side
 from circuits.weights.pairs import compose_pairs, gaussian_baseline
 
@@ -82,23 +82,31 @@ def false_positives(law: Law, *, r: int = 16, dims: int = 64, pairs: int = 20_00
     )
 
 
-def channel(
-    law: Law, width: int, rng: torch.Generator, *, strength: float = 0.95, first: int = 4, r: int = 16, dims: int = 64
+def channels(
+    law: Law,
+    width: int,
+    pairs: int,
+    rng: torch.Generator,
+    *,
+    strength: float = 0.95,
+    first: int = 4,
+    r: int = 16,
+    dims: int = 64,
 ) -> tuple[Side, Side]:
-    """A writer and a reader in random orientation but for ``width`` of the writer's directions, which the reader reads.
+    """Writers and readers, paired, in random orientation but for ``width`` of a writer's directions, which its reader reads.
 
     Args:
         law: of both spectra. strength: cosine of each shared direction with the one that reads it.
         first: place of the channel in both spectra; not the strongest ones, where the score would see it.
     """
-    frames = [torch.linalg.qr(torch.randn(dims, dims, generator=rng, dtype=torch.float64)).Q.mT[:r] for _ in range(2)]
+    frames = orthonormal(torch.randn(2 * pairs, dims, r, generator=rng, dtype=torch.float64)).mT.unflatten(0, (2, pairs))
     place = slice(first, first + width)
-    frames[1][place] = strength * frames[0][place] + (1 - strength**2) ** 0.5 * frames[1][place]
-    squares = squared_spectrum(law, r)[None]
-    return Side(squares, frames[0][None]), Side(squares, torch.linalg.qr(frames[1].mT).Q.mT[None])
+    frames[1][:, place] = strength * frames[0][:, place] + (1 - strength**2) ** 0.5 * frames[1][:, place]
+    squares = squared_spectrum(law, r).expand(pairs, -1)
+    return Side(squares, frames[0]), Side(squares, orthonormal(frames[1].mT).mT)
 
 
-def channel_auc(law: Law, width: int, *, pairs: int = 100, seed: int = 0) -> "xr.Dataset":
+def channel_auc(law: Law, width: int, *, pairs: int = 200, seed: int = 0) -> "xr.Dataset":
     """How well each score tells pairs with a channel of ``width`` directions from pairs without: area under the ROC curve.
 
     Args:
@@ -113,10 +121,10 @@ def channel_auc(law: Law, width: int, *, pairs: int = 100, seed: int = 0) -> "xr
     import xarray as xr
 
     rng = torch.Generator().manual_seed(seed)
-    made = [[compose_pairs(*channel(law, w, rng), 64) for _ in range(pairs)] for w in (width, 0)]
+    made = [compose_pairs(*channels(law, w, pairs, rng), 64) for w in (width, 0)]
     areas = []
     for name in SCORES:
-        found, without = (np.array([float(getattr(pair, name)) for pair in group]) for group in made)
+        found, without = (getattr(group, name).diagonal().numpy() for group in made)
         areas.append(np.mean(found[:, None] > without[None]) + np.mean(found[:, None] == without[None]) / 2)
     area = np.array(areas)
     one, other = area / (2 - area), 2 * area**2 / (1 + area)

@@ -1,14 +1,14 @@
 """Does held-out text speak for a head's skip-trigrams, and against the ones that it cannot help raising?
 
-``measured_lift`` asks how much likelier ``out`` follows ``destination`` behind a ``source``. Since a triple's value is a product,
-every head that raises ``s...d1 -> o1`` and ``s...d2 -> o2`` raises ``s...d1 -> o2`` too, wanted or not: ``bug_share`` asks how
-many of those the text speaks against.
+``measured_lift`` asks how much likelier ``out`` follows ``destination`` behind a ``source``, triple by triple, ``pooled_lift`` asks
+it of all triples together. Since a triple's value is a product, every head that raises ``s...d1 -> o1`` and ``s...d2 -> o2`` raises
+``s...d1 -> o2`` too, wanted or not: ``bug_share`` asks how many of those the text speaks against.
 
 Source: Elhage et al. 2021, "Skip-trigrams" and "bugs"; the estimators ours.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,31 +36,17 @@ def measured_lift(triples: "xr.Dataset", tokens: Int[Tensor, "example pos"]) -> 
     Returns:
         ``Dataset(triple)``: ``value`` in nats (chance 0), ``stderr`` by the delta method, ``sqrt(sum of (1 - P) / (P (n + 1)))``,
         which takes positions as independent and so is too small where one text repeats itself; ``n_with, count_with,
-        n_without, count_without``. NaN where either condition is never met.
+        n_without, count_without``. NaN where either condition is never met. The halves raise ``P`` where ``n`` is small: a mean
+        of lifts over rare triples is positive without any association, so take ``pooled_lift`` for a claim about many.
 
     Raises:
         TypeError, ValueError: no triples, or not tokens of at least two positions.
 
     Source: skip-trigram statistics of Elhage et al. 2021; the estimator ours.
     """
-    source, destination, out = _columns(triples)
-    check_tokens(tokens, d_vocab=2**31, n_ctx=2**31, min_length=2, needed_by="a measured lift")
-    text = tokens.cpu().numpy().astype(np.int64)
-    length = text.shape[1]
-    places = _Places(text)
-    first: dict[int, np.ndarray] = {}
-    for s in np.unique(source).tolist():
-        example, pos = places.of(s)
-        first[s] = np.full(len(text), length)
-        np.minimum.at(first[s], example, pos)
-    counts = np.zeros((4, len(source)), dtype=np.int64)
-    for d in np.unique(destination).tolist():
-        example, pos = places.of(d)
-        example, pos = example[pos < length - 1], pos[pos < length - 1]
-        following = text[example, pos + 1]
-        for t in np.flatnonzero(destination == d).tolist():
-            seen, hit = first[int(source[t])][example] < pos, following == out[t]
-            counts[:, t] = seen.sum(), (seen & hit).sum(), (~seen).sum(), (~seen & hit).sum()
+    counts = np.zeros((4, len(_columns(triples)[0])), dtype=np.int64)
+    for t, _, seen, hit in _occasions(triples, tokens):
+        counts[:, t] = seen.sum(), (seen & hit).sum(), (~seen).sum(), (~seen & hit).sum()
     n_with, count_with, n_without, count_without = counts
     p_with, p_without = (count_with + 0.5) / (n_with + 1), (count_without + 0.5) / (n_without + 1)
     never = (n_with == 0) | (n_without == 0)
@@ -80,6 +66,50 @@ def measured_lift(triples: "xr.Dataset", tokens: Int[Tensor, "example pos"]) -> 
         units="nats",
         definition="log P(out | destination, source earlier) - log P(out | destination, source not earlier), add-half",
         data_hash=array_hash(tokens.cpu()),
+    )
+
+
+def pooled_lift(triples: "xr.Dataset", tokens: Int[Tensor, "example pos"]) -> "xr.Dataset":
+    """How many more of a head's skip-trigrams a text completes than their destinations alone would: all triples as one.
+
+    ``log(sum of count_with / sum of n_with * count_without / n_without)``, observed over expected, where the rate without the
+    source is the triple's expectation for each occasion with it. Sums have no bias from small counts, logs of each have.
+
+    Args:
+        triples, tokens: as of ``measured_lift``; triples without an occasion of either kind count for nothing.
+
+    Returns:
+        Scalars: ``value`` in nats (chance 0; NaN where nothing is expected, -inf where nothing is observed), ``stderr`` by the
+        jackknife over examples, ``observed``, ``expected``.
+
+    Raises:
+        TypeError, ValueError: as ``measured_lift``.
+
+    Source: ratio of observed to expected counts (Mantel and Haenszel 1959); skip-trigrams of Elhage et al. 2021.
+    """
+    import xarray as xr
+
+    sums = np.zeros((2, len(tokens)))  # observed and expected, by example
+    for _, example, seen, hit in _occasions(triples, tokens):
+        if seen.all() or not seen.any():
+            continue
+        sums[0] += np.bincount(example[seen & hit], minlength=len(tokens))
+        sums[1] += np.bincount(example[seen], minlength=len(tokens)) * hit[~seen].mean()
+    observed, expected = sums.sum(1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = np.log(observed / expected)
+        without = np.log((observed - sums[0]) / (expected - sums[1]))
+    n = len(tokens)
+    stderr = np.sqrt((n - 1) / n * np.square(without - without.mean()).sum()) if n > 1 and np.isfinite(without).all() else np.nan
+    scalars = {"value": value, "stderr": stderr, "chance": 0.0, "observed": observed, "expected": expected}
+    return xr.Dataset(
+        {name: ((), x) for name, x in scalars.items()},
+        attrs={
+            "definition": "log of completions after the source over those expected from the destination alone",
+            "source": "Elhage et al. 2021, skip-trigrams; Mantel and Haenszel 1959",
+            "units": "nats",
+            "data_hash": array_hash(tokens.cpu()),
+        },
     )
 
 
@@ -152,6 +182,29 @@ def bug_share(
             "data_hash": array_hash(tokens.cpu()),
         },
     )
+
+
+def _occasions(
+    triples: "xr.Dataset", tokens: Int[Tensor, "example pos"]
+) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+    """For each triple: the examples in which its destination stands (once for each place), whether the source stands earlier
+    there, and whether ``out`` follows."""
+    source, destination, out = _columns(triples)
+    check_tokens(tokens, d_vocab=2**31, n_ctx=2**31, min_length=2, needed_by="a measured lift")
+    text = tokens.cpu().numpy().astype(np.int64)
+    length = text.shape[1]
+    places = _Places(text)
+    first: dict[int, np.ndarray] = {}
+    for s in np.unique(source).tolist():
+        example, pos = places.of(s)
+        first[s] = np.full(len(text), length)
+        np.minimum.at(first[s], example, pos)
+    for d in np.unique(destination).tolist():
+        example, pos = places.of(d)
+        example, pos = example[pos < length - 1], pos[pos < length - 1]
+        following = text[example, pos + 1]
+        for t in np.flatnonzero(destination == d).tolist():
+            yield t, example, first[int(source[t])][example] < pos, following == out[t]
 
 
 class _Places:

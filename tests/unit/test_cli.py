@@ -1,6 +1,7 @@
 """The command line: arguments reach the library, refusals are one sentence, nothing heavy loads before it is needed."""
 
 import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -195,6 +196,7 @@ def test_steps_are_whole_numbers_with_commas():
         (["train", "--preset", "paper-2l", "--out", "run"], ["training data", "--data"]),
         (["report", "nowhere"], ["nowhere"]),
         (["detect", "nowhere"], ["nowhere"]),
+        (["weights", "nowhere"], ["nowhere"]),
         (["export", "nowhere", "small"], ["nowhere"]),
         (["export", "nowhere", "small", "--steps", "x"], ["--steps is 'x'"]),
     ],
@@ -240,3 +242,53 @@ def test_train_detect_and_export_on_a_tiny_real_run(elsewhere):
     assert (exported.exit_code, exported.stdout) == (0, "small\n"), exported.stderr
     sizes = {run: (elsewhere / run / "checkpoints" / "step_000000002.safetensors").stat().st_size for run in ("run", "small")}
     assert 0.49 < sizes["small"] / sizes["run"] < 0.52
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_weights_of_a_tiny_real_run(layers, elsewhere, tiny):
+    """Every measure of the weights in one file; one layer leaves out what needs two."""
+    import xarray as xr
+
+    from circuits.files import write_json
+    from circuits.models.checkpoints import save_weights, step_file
+    from circuits.models.hooked import HookedTransformer
+
+    cfg = tiny.cfg.model_copy(update={"n_layers": layers})
+    write_json(elsewhere / "run" / "config.json", cfg.model_dump(mode="json"))
+    for step in (0, 10):
+        state = HookedTransformer(cfg.model_copy(update={"seed": step})).state_dict()
+        save_weights(step_file(elsewhere / "run", step), state, step=step)
+    result = invoke("weights", "run", "--store", "store", "--workers", 0)
+    assert (result.exit_code, result.stdout) == (0, "reports/run/weights.nc\n"), result.stderr
+    assert result.stderr == ""
+    names = ["embedding_composition", "skip_trigrams", "weight_spectra"] + ["composition", "k_term_copying"] * (layers - 1)
+    with xr.open_dataset("reports/run/weights.nc", engine="h5netcdf") as data:
+        assert json.loads(data.attrs["measures"]) == sorted(names) and json.loads(data.attrs["absent"]) == {}
+        assert {f"{name}_value" for name in names} <= set(data.data_vars)
+        assert all(data[f"{name}_status"].values.tolist() == ["ok", "ok"] for name in names)
+    assert sorted(path.name for path in (elsewhere / "store").iterdir()) == sorted(names)
+
+
+def test_weights_passes_what_was_asked_and_says_what_is_absent(elsewhere, opened, monkeypatch):
+    import xarray as xr
+
+    from circuits.dynamics.weigh import Weighed
+
+    data = xr.Dataset({"value": ("step", [1.0])}, coords={"step": [0]})
+    calls = replace(
+        monkeypatch, "circuits.dynamics.weigh", "weigh", Calls(Weighed("run", {"one": data}, {"two": "it has\nno tokens"}))
+    )
+    result = invoke("weights", "run", "--out", "here.nc", "--workers", 3)
+    assert (result.exit_code, result.stdout) == (0, "here.nc\n")
+    assert result.stderr == "circuits: two has no data: it has no tokens\n"
+    assert [str(value) for value in calls[0][1].values()] == ["reports/run/store", "3"]
+    with xr.open_dataset("here.nc", engine="h5netcdf") as found:
+        assert json.loads(found.attrs["absent"]) == {"two": "it has\nno tokens"} and "one_value" in found
+
+
+def test_weights_that_nothing_can_be_measured_of_are_refused(elsewhere, tiny):
+    import torch
+
+    tiny.run(elsewhere / "run", steps=(0,), changes={"embed.W_E": torch.full((11, 8), torch.nan)})
+    assert_refused(invoke("weights", "run", "--workers", 0), "NaN or infinite weights")
+    assert not (elsewhere / "reports" / "run" / "weights.nc").exists()

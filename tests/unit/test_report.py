@@ -28,9 +28,9 @@ EVIL = "</script><script>alert(1)</script>"
 CFG = HookedTransformerConfig(n_layers=2, d_model=16, n_heads=2, d_head=8, n_ctx=32, d_vocab=60, attn_only=True)
 
 
-def make_run(path: Path, steps: tuple[int, ...] = (0, 10, 100)) -> Path:
+def make_run(path: Path, steps: tuple[int, ...] = (0, 10, 100), cfg: HookedTransformerConfig = CFG) -> Path:
     """A run whose name, corpus and tokens try to be scripts."""
-    write_json(path / "config.json", CFG.model_dump(mode="json"))
+    write_json(path / "config.json", cfg.model_dump(mode="json"))
     write_json(path / "meta.json", {"name": f"evil {EVIL}", "tokens_per_step": 64})
     vocabulary = {word: i for i, word in enumerate(["<bos>", EVIL, *(f"w{i}" for i in range(58))])}
     Tokenizer(models.WordLevel(vocabulary, unk_token="<bos>")).save(str(path / "tokenizer.json"))
@@ -39,7 +39,7 @@ def make_run(path: Path, steps: tuple[int, ...] = (0, 10, 100)) -> Path:
     text[:, 0], text[:, 3] = 0, 1
     save_weights(path / "evaluation.safetensors", {"code": text.to(torch.int32), f"x{EVIL}": text.flip(1).to(torch.int32)})
     for step in steps:
-        state = HookedTransformer(CFG.model_copy(update={"seed": step})).state_dict()
+        state = HookedTransformer(cfg.model_copy(update={"seed": step})).state_dict()
         save_weights(step_file(path, step), {name: weight * 3 for name, weight in state.items()}, step=step)
     return path
 
@@ -89,6 +89,64 @@ def test_every_section_is_there_and_no_folder_of_this_machine(written: Any, run:
     for section in discover():
         assert f'<section id="{section.name}">' in page
     assert str(run.parent) not in page and str(written.html.parent) not in page
+
+
+def only(*names: str) -> list[Section]:
+    return [section for section in discover() if section.name in names]
+
+
+def test_what_the_weights_say_is_in_the_results_and_on_the_page(written: Any, elements: Any):
+    with xr.open_dataset(written.results, engine="h5netcdf") as data:
+        pairs = ("step", "mode", "src_layer", "src_head", "dst_layer", "dst_head")
+        for name in ("composition_value", "composition_q_covariance", "composition_state", "composition_standing_out_value"):
+            assert set(data[name].dims) == set(pairs), name
+        assert set(data["weight_spectra_z"].dims) == {"step", "layer", "head", "statistic"}
+        assert set(data["embedding_composition_z"].dims) == {"step", "part", "layer", "head"}
+        assert set(data["k_term_copying_z"].dims) == set(pairs) - {"mode"}
+        assert set(data["skip_trigrams_source"].dims) == {"step", "layer", "head", "rank"}
+        assert set(data["composition_state"].values.flatten()) <= {"ok", "zero", "missing"}
+        assert data["weight_spectra_status"].dims == ("step",), "one per checkpoint, not one per number"
+    page = written.html.read_text(encoding="utf-8")
+    assert "could not be drawn" not in page and "has no data" not in page
+    assert "Which K-composition pairs stand out at step 100" in page
+    assert "rank in its layers" in page and "untestable at 0.01 here" in page, "2 x 2 pairs cannot reach .01 by rank"
+    pictures = [a["alt"] or "" for tag, a in elements(page).tags if tag == "img"]
+    assert sum(alt.startswith(("Composition of every pair", "Plane of OV copying")) for alt in pictures) == 2
+
+
+def test_sections_of_the_weights_are_small(written: Any):
+    page = written.html.read_text(encoding="utf-8")
+    for name in ("composition", "embeddings", "spectra", "skip_trigrams"):
+        start = page.index(f'<section id="{name}">')
+        assert page.index("</section>", start) - start < 400_000
+
+
+def test_tokens_of_skip_trigrams_are_text(run: Path):
+    checkpoints = Checkpoints.from_dir(run)
+    cells = ("step", "layer", "head", "rank")
+    ids = np.array([1, 1, -1]).reshape(1, 1, 1, 3)
+    found = xr.Dataset(
+        {name: (cells, ids.astype(float)) for name in ("source", "destination", "out")}
+        | {name: (cells, np.where(ids < 0, np.nan, 2.5)) for name in ("value", "qk", "ov")}
+        | {"status": ("step", ["ok"])},
+        coords={"step": [100], "layer": [0], "head": [0], "rank": [0, 1, 2]},
+    )
+    roles = xr.Dataset({"role": (cells[:3], [[["<i>"]]])}, coords={"step": [100], "layer": [0], "head": [0]})
+    (section,) = only("skip_trigrams")
+    made = section.render(checkpoints, {"skip_trigrams": found, "head_roles": roles, "attention_scores": found[["status"]]})
+    assert "<script" not in made and "L0H0 (&lt;i&gt;)" in made
+    assert made.count("<code>&lt;/script&gt;") == 6, "two triples of three tokens; the missing third is left out"
+
+
+def test_one_layer_has_no_composition_and_the_page_says_so(tmp_path: Path):
+    path = make_run(tmp_path / "mine", (0, 100), CFG.model_copy(update={"n_layers": 1}))
+    sections = only("composition", "spectra", "embeddings")
+    written = report(Checkpoints.from_dir(path), tmp_path / "out", tmp_path / "store", sections=sections, progress=False)
+    page = written.html.read_text(encoding="utf-8")
+    assert "This run has one layer." in page and "could not be drawn" not in page
+    assert not (tmp_path / "store" / "composition").exists() and not (tmp_path / "store" / "k_term_copying").exists()
+    with xr.open_dataset(written.results, engine="h5netcdf") as data:
+        assert "weight_spectra_value" in data and not [name for name in data if "composition_standing" in str(name)]
 
 
 def test_a_run_that_moved_is_read_from_the_store_to_the_same_bytes(written: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

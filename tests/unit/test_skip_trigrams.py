@@ -12,7 +12,7 @@ from circuits.data.tokenizer import train_bpe
 from circuits.models.hooked import HookedTransformer
 from circuits.results import Measure
 from circuits.weights.circuits import ov_circuit, qk_circuit
-from circuits.weights.lift import bug_share, measured_lift
+from circuits.weights.lift import bug_share, measured_lift, pooled_lift
 from circuits.weights.skip_trigrams import SkipTrigrams, skip_trigrams, top_triples
 
 
@@ -114,6 +114,28 @@ def test_a_planted_table_is_found_with_its_labels():
     assert found.qk.values[0] == pytest.approx(2 - 2 / 12) and found.ov.values[0] == pytest.approx(3 - 4 / 12)
     assert found.source_label.values[0] == tokenizer.decode([2]) and found.attrs["head"] == "L0H0"
     assert skip_trigrams(planted(), "L0H0", sources=[1, 3]).sizes["triple"] == 0  # only 2 says anything
+
+
+def test_pooled_lift_by_counts():
+    """Three examples: 8 follows 5 behind a 2 in two of two places, and in one of two without; 7 is never seen without."""
+    tokens = torch.tensor([[0, 2, 5, 8, 1], [0, 2, 1, 5, 8], [0, 5, 8, 5, 1]])
+    found = pooled_lift(table((2, 5, 8)), tokens)
+    assert (float(found.observed), float(found.expected)) == (2.0, 2 * 0.5)
+    assert float(found.value) == pytest.approx(np.log(2.0))
+    # Without example 0 or 1: log(1 / .5); without example 2, whose rate is the expectation's, still log(2 / 1).
+    assert float(found.stderr) == pytest.approx(0.0, abs=1e-12)
+    both = pooled_lift(table((2, 5, 8), (2, 7, 8), (5, 1, 3)), tokens)
+    assert float(both.value) == pytest.approx(np.log(2.0)), "no occasion without the source, nothing expected, nothing counted"
+
+
+def test_pooled_lift_is_zero_by_chance_where_a_mean_of_lifts_is_not():
+    """Independent tokens: 60 rare triples have a positive mean lift by the halves, and pooled none beyond its error."""
+    rng = np.random.default_rng(0)
+    tokens = torch.from_numpy(rng.integers(0, 40, (60, 30)))
+    triples = table(*(tuple(int(x) for x in rng.permutation(40)[:3]) for _ in range(60)))
+    pooled, each = pooled_lift(triples, tokens), measured_lift(triples, tokens)
+    assert abs(float(pooled.value)) < 3 * float(pooled.stderr) < 0.9
+    assert float(each.value.mean()) > 0.3, "or this control shows nothing"
 
 
 def test_measured_lift_by_counts():

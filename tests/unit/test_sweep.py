@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 from circuits.dynamics import sweep as sweep_module
 from circuits.dynamics.detect import detect
-from circuits.dynamics.sweep import Task, gather, read_artefact, run_task, sweep
+from circuits.dynamics.sweep import Task, gather, read_artefact, run_task, sweep, write_dataset
 from circuits.models.checkpoints import Checkpoints
 from circuits.models.hooked import HookedTransformer
 from circuits.results import labelled
@@ -143,6 +144,27 @@ def test_gather_lists_what_is_missing_and_computes_nothing(tmp_path: Path):
         ValueError, match="no checkpoint of states has an artefact of weight_norm: nothing was computed; run sweep"
     ):
         gather(WeightNorm(), run, tmp_path / "empty")
+
+
+@dataclass(frozen=True)
+class Worded(WeightNorm):
+    """One that says of every head how it went."""
+
+    name: str = field(default="worded", init=False)
+
+    def __call__(self, model: Any) -> Any:
+        return super().__call__(model).assign(state=("head", ["ok", "zero"]))
+
+
+def test_words_of_a_missing_checkpoint_say_so_and_can_be_written(tmp_path: Path):
+    run = make_run()
+    for step in (0, 20):
+        run_task(Task(Worded(), run, step, tmp_path))
+    found = gather(Worded(), run, tmp_path)
+    assert found["state"].values.tolist() == [["ok", "zero"], ["missing", "missing"], ["ok", "zero"]]
+    write_dataset(tmp_path / "all.nc", found)
+    with xr.open_dataset(tmp_path / "all.nc", engine="h5netcdf") as again:
+        assert again["state"].values.tolist() == found["state"].values.tolist()
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"not netCDF at all"])

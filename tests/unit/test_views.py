@@ -15,15 +15,16 @@ from tokenizers import Tokenizer, models
 from circuits.models.config import HookedTransformerConfig
 from circuits.models.heads import Head
 from circuits.models.hooked import HookedTransformer
-from circuits.views import curves
+from circuits.views import curves, weight_figures
 from circuits.views.attention import heads_of, view
-from circuits.views.figures import drawable, head_colour, rendered
-from circuits.views.formation import formation, last_measured, strongest
+from circuits.views.figures import drawable, head_colour, label_points, rendered
+from circuits.views.formation import formation, last_common, last_measured, roles_at, strongest
 from circuits.views.html import (
     bundle,
     decimal,
     evidence,
     packed_bundle,
+    probability,
     script_json,
     show_token,
     spread,
@@ -31,6 +32,7 @@ from circuits.views.html import (
     token_labels,
     with_error,
 )
+from circuits.views.standing import smallest_q, standing_out
 
 EVIL = "</script><script>alert(1)</script>"
 WORDS = ["<bos>", EVIL, " if", "\n        ", "$x$", "中", "&amp;<b>", "·", "\\n", "", *(f" w{i}" for i in range(20))]
@@ -96,6 +98,11 @@ def test_numbers_stand_beside_their_errors():
     assert with_error(0.5, float("nan")) == "0.500 (no error)"
     given = {"value": 0.5, "stderr": 0.01, "chance": 0.02, "null_mean": 0.03, "null_sd": 0.004, "z": 117.5}
     assert evidence(given) == "0.500 ± 0.010 (chance 0.020; untrained 0.030, sd 0.004, z = 118)"
+
+
+def test_a_p_is_never_called_zero_and_says_where_it_could_be_no_smaller():
+    given = [(0.5,), (0.01, 0.01), (5e-05, 5e-05), (0.0032,), (float("nan"),), (6e-05, 5e-05), (1.0,)]
+    assert [probability(*p) for p in given] == ["0.500", "≤0.010", "≤5e−5", "3e−3", "–", "6e−5", "1.000"]
 
 
 def test_table_cells_are_text(elements):
@@ -330,7 +337,70 @@ def attention_data(heads=1):
     )
 
 
+GRID = ("mode", "src_layer", "src_head", "dst_layer", "dst_head")
+KNOWN = ("K", Head(0, 1), Head(1, 2))
+
+
+def composed(layers=2, heads=3, steps=(0, 8, 64)):
+    """Gathered composition: K L0H1→L1H2 grows and stands out, Q L0H0→L1H0 beats random orientation alone, the rest is chance."""
+    shape = (len(steps), 3, layers, heads, layers, heads)
+    z = np.where(np.arange(layers)[:, None, None, None] < np.arange(layers)[:, None], np.zeros(shape), np.nan)
+    z += 0.1 * np.arange(heads) - 1.5
+    z[:, 1, 0, 1, 1, 2] = 40.0 * np.linspace(0, 1, len(steps))
+    z[:, 0, 0, 0, 1, 0] = 12.0
+    p = np.where(z >= 12, 1e-4, np.where(np.isnan(z), np.nan, 0.6))
+    shared = np.where(z >= 40, 1e-4, np.where(np.isnan(z), np.nan, 0.6))
+    dims = ("step", *GRID)
+    blank = np.where(np.isnan(z), np.nan, 0.05)
+    return xr.Dataset(
+        {
+            "value": (dims, np.sqrt(0.1 + 0.002 * z)), "z": (dims, z),
+            "null_mean": (dims, blank * 2), "null_sd": (dims, blank / 25),
+            "p": (dims, p), "q": (dims, p * 10), "p_covariance": (dims, shared), "q_covariance": (dims, shared * 10),
+            "p_layer": (dims, np.where(z >= 12, 1 / heads**2, blank * 10)),
+            "by_writer": (dims, blank), "by_reader": (dims, blank),
+            "p_by_writer": (dims, p), "p_by_reader": (dims, p), "chance": ("step", [0.3] * len(steps)),
+            "status": ("step", ["ok"] * len(steps)), "reason": ("step", [""] * len(steps)),
+        },
+        coords={"step": list(steps), "mode": ["Q", "K", "V"], "src_layer": range(layers), "src_head": range(heads),
+                "dst_layer": range(layers), "dst_head": range(heads)},
+        attrs={"smallest_p": 1e-4, "smallest_p_covariance": 1e-4, "smallest_p_layer": 1 / heads**2},
+    )  # fmt: skip
+
+
+def spectral(layers=2, heads=3, steps=(0, 64)):
+    """Gathered spectra: L1H2 copies and L0H1 matches the opposite of itself; the others are random heads."""
+    names = ["ov_copying", "ov_top1", "qk_matching"]
+    value = np.zeros((len(steps), layers, heads, len(names)))
+    value[-1, -1, 2, 0], value[-1, 0, 1, 2] = 0.9, -0.8
+    dims = ("step", "layer", "head", "statistic")
+    return xr.Dataset(
+        {
+            "value": (dims, value), "stderr": (dims, value * np.nan),
+            "null_mean": (dims, value * 0), "null_sd": (dims, value * 0 + 0.1),
+            "z": (dims, value * 10), "p": (dims, np.where(value, 0.01, 0.9)), "status": ("step", ["ok"] * len(steps)),
+        },
+        coords={"step": list(steps), "layer": range(layers), "head": range(heads), "statistic": names},
+    )  # fmt: skip
+
+
+def matched(layers=2, heads=3):
+    """K-terms at one step: L1H2 matches through L0H1."""
+    value = np.full((layers, heads, layers, heads), np.nan)
+    value[0, :, 1] = 0.0
+    value[0, 1, 1, 2] = 0.7
+    dims = GRID[1:]
+    return xr.Dataset(
+        {"value": (dims, value), "null_mean": (dims, value * 0), "null_sd": (dims, value * 0 + 0.08)},
+        coords={dim: range(n) for dim, n in zip(dims, value.shape, strict=True)},
+    )
+
+
 FIGURES = {
+    "composition": lambda: weight_figures.composition_maps(composed().sel(step=64)),
+    "plane": lambda: weight_figures.eigenvalue_plane(spectral().sel(step=64), matched(), {1: Head(0, 1)}, [Head(1, 2)]),
+    "pairs": lambda: weight_figures.composition_curves(composed(), [KNOWN]),
+    "copying": lambda: weight_figures.statistic_curves(spectral(), "ov_copying", [Head(1, 2)]),
     "loss": lambda: curves.loss_curves(losses()),
     "in_context": lambda: curves.in_context_curves(losses(), scale="linear"),
     "context": lambda: curves.loss_along_context(losses(), 64),
@@ -407,3 +477,106 @@ def test_token_labels_in_pictures_are_never_formulas():
 def test_every_head_of_a_layer_has_its_own_colour():
     for n_heads in (2, 8, 16):
         assert len({head_colour(h, n_heads) for h in range(n_heads)}) == n_heads
+
+
+def test_maps_show_who_writes_and_reads_and_frame_what_both_nulls_say():
+    figure = weight_figures.composition_maps(composed().sel(step=64))
+    maps = [axis for axis in figure.axes if axis.images]
+    assert [axis.get_title(loc="left") for axis in maps] == ["Q: read as queries", "K: read as keys", "V: read as values"]
+    assert [t.get_text() for t in maps[0].get_yticklabels()] == ["L0H0", "L0H1", "L0H2"]
+    assert [t.get_text() for t in maps[1].get_xticklabels()] == ["L1H0", "L1H1", "L1H2"]
+    assert [len(axis.patches) for axis in maps] == [0, 1, 0], "Q L0H0→L1H0 beats random orientation and not the covariance"
+    (frame,) = maps[1].patches
+    assert frame.get_xy() == (1.5, 0.5) and [t.get_text() for t in maps[1].texts] == ["40"]
+    shown = np.ma.filled(maps[1].images[0].get_array(), np.nan)
+    np.testing.assert_allclose(shown, composed()["z"].sel(step=64, mode="K", src_layer=0, dst_layer=1))
+
+
+def test_pairs_that_cannot_be_are_grey():
+    figure = weight_figures.composition_maps(composed(layers=4).sel(step=64))
+    shown = np.ma.filled(figure.axes[1].images[0].get_array(), np.nan)
+    gone = np.isnan(shown).reshape(3, 3, 3, 3).all((1, 3))
+    np.testing.assert_array_equal(gone, np.tril(np.ones((3, 3), dtype=bool), -1))
+    assert figure.axes[1].images[0].cmap.get_bad().tolist() == pytest.approx([200 / 255] * 3 + [1.0])
+
+
+@pytest.mark.parametrize(("layers", "heads"), [(2, 12), (6, 12)])
+def test_maps_of_small_models_name_every_head(layers, heads):
+    axis = weight_figures.composition_maps(composed(layers, heads, steps=(0,)).sel(step=0)).axes[0]
+    names = [t.get_text() for t in axis.get_yticklabels()]
+    assert names == [str(Head(layer, head)) for layer in range(layers - 1) for head in range(heads)]
+
+
+def test_maps_of_large_models_are_pooled_to_the_largest_z_of_two_layers():
+    figure = weight_figures.composition_maps(composed(layers=4, heads=40).sel(step=64))
+    axis = figure.axes[1]
+    assert [t.get_text() for t in axis.get_xticklabels()] == ["layer 1", "layer 2", "layer 3"]
+    shown = np.ma.filled(axis.images[0].get_array(), np.nan)
+    assert shown[0, 0] == 40 and shown[0, 1] == pytest.approx(0.1 * 39 - 1.5) and np.isnan(shown[1, 0])
+    assert len(axis.patches) == 1
+
+
+def test_the_plane_rings_and_names_what_stands_out():
+    figure = FIGURES["plane"]()
+    above, first = figure.axes
+    assert [t.get_text() for t in above.texts] == ["L1H2"] and [t.get_text() for t in first.texts] == ["L0H1"]
+    (ring,) = [line for line in above.lines if line.get_markerfacecolor() == "none"]
+    assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (0.9, 0.7)
+    assert above.get_ylabel() == "K-term statistic, source L0H1" and first.get_ylabel() == "QK matching statistic"
+    bands = sorted((patch.get_width(), patch.get_height()) for patch in above.patches)
+    assert bands == [pytest.approx((0.4, 1.0)), pytest.approx((1.0, 0.32))], "mean ± 2 sd of each null"
+
+
+def test_the_plane_of_one_layer_has_one_panel():
+    (axis,) = weight_figures.eigenvalue_plane(spectral(layers=1).sel(step=64)).axes
+    assert axis.get_title(loc="left") == "Layer 0" and [t.get_text() for t in axis.texts] == ["L0H2", "L0H1"]
+
+
+def test_composition_over_training_beside_its_null():
+    left, right = weight_figures.composition_curves(composed(), [KNOWN]).axes
+    np.testing.assert_allclose(right.lines[0].get_ydata(), [0, 20, 40])
+    assert [t.get_text() for t in left.texts] == [t.get_text() for t in right.texts] == ["K L0H1→L1H2"]
+    np.testing.assert_allclose(left.lines[1].get_ydata(), np.sqrt([0.1] * 3))
+
+
+def test_names_of_neighbouring_points_do_not_overlap():
+    from matplotlib.figure import Figure
+
+    axis = Figure(figsize=(4, 4)).subplots()
+    axis.set(xlim=(-1, 1), ylim=(-1, 1))
+    points = [(1.0, 0.0, f"L1H{i}", "black") for i in range(3)]
+    label_points(axis, points, [(x, y) for x, y, _, _ in points])
+    places = [note.xyann for note in axis.texts]
+    assert len({(round(x), round(y)) for x, y in places}) == 3
+    assert all(x <= 0 for x, _ in places), "inside the axis"
+
+
+def test_what_stands_out_does_so_under_every_null_that_can_say_so():
+    composition = composed()
+    standing = standing_out(composition)
+    end = standing["value"].sel(step=64)
+    assert float(end.sum()) == 1 and float(weight_figures.of_pair(standing, *KNOWN)["value"].sel(step=64)) == 1
+    assert np.isnan(end.sel(src_layer=1)).all() and np.isfinite(end.sel(src_layer=0, dst_layer=1)).all()
+    assert standing["testable"].values.tolist() == [[1, 1]] * 3
+    # 27 tests and p >= .01: a null that could give no q below .27 has no say, and neither has one without a smallest p.
+    coarse = standing_out(composition.assign_attrs(smallest_p_covariance=0.01))
+    assert coarse["testable"].sel(step=0).values.tolist() == [1, 0]
+    assert float(coarse["value"].sel(step=0, mode="Q").sum()) == 1
+    silent = standing_out(composition.assign_attrs(smallest_p=np.nan, smallest_p_covariance=0.01))
+    assert np.isnan(silent["value"].sel(step=0)).all(), "untestable is not the same as nothing found"
+
+
+def test_the_smallest_q_is_that_of_the_best_test_at_its_best():
+    assert smallest_q(np.array([0.5, np.nan, 0.9, 0.3]), 0.001) == pytest.approx(0.003)
+    assert smallest_q(np.array([0.001, 0.001, 0.9]), 0.001) == pytest.approx(0.0015)
+    assert np.isnan(smallest_q(np.array([0.5]), float("nan"))) and np.isnan(smallest_q(np.array([np.nan]), 0.01))
+
+
+def test_the_last_step_that_all_have_and_roles_there():
+    scores = swept([[0.1], [0.9], [0.9], [0.9]])
+    other = swept([[0.1]] * 4, status=["ok", "ok", "failed", "failed"])
+    assert last_common(scores, other) == 1
+    with pytest.raises(ValueError, match="no checkpoint has all"):
+        last_common(scores, swept([[0.1]] * 4, status=["failed"] * 4))
+    roles = xr.Dataset({"role": (("step", "layer", "head"), [[["induction"]]])}, coords={"step": [7], "layer": [0], "head": [0]})
+    assert roles_at({"head_roles": roles}, 7) == {Head(0, 0): "induction"}

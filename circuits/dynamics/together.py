@@ -1,0 +1,78 @@
+"""Several measures of one run: measured in one go, gathered side by side, and merged into one dataset."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from circuits.dynamics.sweep import Task, gather, run_tasks
+from circuits.models.checkpoints import Checkpoints
+from circuits.progress import bar
+from circuits.results import Measure, canonical
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def measure_all(
+    measures: Iterable[Measure], run: Checkpoints, store: Path, *, workers: int = 0, progress: bool | None = None
+) -> None:
+    """Put every measure over every checkpoint, all under one bar and in one pool; what the store has is kept."""
+    measures = tuple(measures)
+    tasks = [Task(measure, run, step, store) for step in run.steps for measure in measures]
+    with bar(total=len(tasks), label=run.name, on=progress, unit="task") as shown:
+        failed = 0
+        for outcome in run_tasks(tasks, workers=workers):
+            failed += outcome.status == "failed"
+            shown.update()
+            if failed:
+                shown.set_postfix(failed=failed)
+
+
+def gather_all(measures: Iterable[Measure], run: Checkpoints, store: Path) -> "tuple[dict[str, xr.Dataset], dict[str, str]]":
+    """What the store has of each measure, by name, and for a measure without any artefact the reason; no folder is named."""
+    results: dict[str, xr.Dataset] = {}
+    absent: dict[str, str] = {}
+    for measure in measures:
+        try:
+            results[measure.name] = clean(gather(measure, run, store))
+        except ValueError as error:
+            absent[measure.name] = without_paths(str(error))
+    return results, absent
+
+
+def without_paths(text: str) -> str:
+    """Text without absolute folders: what a file is called matters to a reader, where it lay does not."""
+    return re.sub(r"(?<![\w.:/])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"<>]+[/\\])+", "", text)
+
+
+def clean(data: "xr.Dataset") -> "xr.Dataset":
+    """A gathered result whose reasons name no folder of this machine."""
+    reasons = [without_paths(str(reason)) for reason in data["reason"].values]
+    return data.assign(reason=("step", np.array(reasons, dtype=object).astype("U")))
+
+
+def merged(results: "Mapping[str, xr.Dataset]", *, title: str) -> "xr.Dataset":
+    """All results as one dataset: ``<measure>_<variable>``, the measure's attributes on each of its variables.
+
+    Dimensions are shared where their labels agree; where they do not, the later measure's is called ``<measure>_<dim>``.
+    """
+    import xarray as xr
+
+    whole = xr.Dataset(attrs={"title": title, "measures": canonical(sorted(results))})
+    for name, data in results.items():
+        clash = {dim: f"{name}_{dim}" for dim in data.dims if dim in whole.dims and not _same(data, whole, str(dim))}
+        spare = [c for c in data.coords if c not in data.dims]
+        part = data.reset_coords(spare).rename(clash)
+        about: dict[Any, Any] = dict(data.attrs)
+        part = part.rename({variable: f"{name}_{variable}" for variable in part.data_vars})
+        for variable in part.data_vars:
+            part[variable].attrs = about
+        whole = whole.merge(part.drop_attrs(deep=False), join="exact", compat="no_conflicts", combine_attrs="override")
+    return whole
+
+
+def _same(data: "xr.Dataset", whole: "xr.Dataset", dim: str) -> bool:
+    return data.sizes[dim] == whole.sizes[dim] and np.array_equal(data[dim].values, whole[dim].values)
