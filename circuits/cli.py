@@ -157,8 +157,8 @@ def detect(
     workers: Workers = None,
 ) -> None:
     """Score every head at every checkpoint with the attention detectors; write one netCDF file."""
+    from circuits.dynamics.artefacts import write_dataset
     from circuits.dynamics.detect import detect as score
-    from circuits.dynamics.sweep import write_dataset
     from circuits.models.checkpoints import Checkpoints
 
     out = out or reports(run) / "detect.nc"
@@ -174,7 +174,7 @@ def weights(
     workers: Workers = None,
 ) -> None:
     """Read the weights of every checkpoint: composition, eigenvalues, skip-trigrams, with nulls; write one netCDF file."""
-    from circuits.dynamics.sweep import write_dataset
+    from circuits.dynamics.artefacts import write_dataset
     from circuits.dynamics.weigh import weigh
     from circuits.models.checkpoints import Checkpoints
 

@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from circuits.dynamics.artefacts import is_whole, read_artefact, write_dataset
 from circuits.dynamics.determinism import deterministic
-from circuits.files import read_json, write_json, write_whole
+from circuits.files import read_json, write_json
 from circuits.models.checkpoints import Checkpoints
 from circuits.progress import bar
 from circuits.results import Measure, canonical, digest
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 THREADS_PER_TASK = 1
 
 Status = Literal["ok", "failed", "missing"]
+
+OF_STEPS = {"step", "status", "reason", "model_hash"}
+"""What ``gather`` adds; a measure has no variable of these names."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ def run_task(task: Task) -> Outcome:
         if not is_whole(task.artefact):
             with deterministic(THREADS_PER_TASK):
                 result = task.measure(task.run.at(task.step))
+            check_names(task.measure, result)
             result.attrs["key"] = task.key
             write_dataset(task.artefact, result)
         task.record.unlink(missing_ok=True)
@@ -94,40 +99,15 @@ def run_task(task: Task) -> Outcome:
         return Outcome(task.step, "failed", reason)
 
 
-def write_dataset(path: Path, data: "xr.Dataset") -> None:
-    """Write netCDF4 aside and move it into place."""
-    write_whole(path, lambda aside: data.to_netcdf(aside, engine="h5netcdf"))
+def check_names(measure: Measure, result: "xr.Dataset") -> None:
+    """Refuse a result with a variable that ``gather`` would replace.
 
-
-def is_whole(path: Path) -> bool:
-    """Whether there is an artefact of this name and all of it can be read; forty times as fast as reading it as a dataset."""
-    import h5py
-
-    if not path.exists():
-        return False
-    try:
-        with h5py.File(path) as file:
-            for item in file.values():
-                item[()]
-            return file.attrs.get("key") == path.stem
-    except Exception:
-        # Damaged from outside (a full disk, a copy cut short): as good as absent, it is measured again.
-        return False
-
-
-def read_artefact(path: Path) -> "xr.Dataset | None":
-    """A whole artefact, or None where there is none or it is not what its name says."""
-    import xarray as xr
-
-    if not path.exists():
-        return None
-    try:
-        with xr.open_dataset(path, engine="h5netcdf") as opened:
-            data = opened.load()
-    except Exception:
-        # As in is_whole.
-        return None
-    return data if data.attrs.get("key") == path.stem else None
+    Raises:
+        ValueError: it has one.
+    """
+    taken = sorted(str(name) for name in OF_STEPS & set(result.variables))
+    if taken:
+        raise ValueError(f"{measure.name} gives {', '.join(taken)}, which a run has of its own; name it otherwise, e.g. 'state'")
 
 
 def sweep(
@@ -247,7 +227,7 @@ def gather(measure: Measure, checkpoints: Checkpoints, store: str | Path) -> "xr
         result, reason = None, ""
         try:
             task = Task(measure, checkpoints, step, Path(store))
-            result = read_artefact(task.artefact)
+            result = read_artefact(task.artefact, like=next(iter(found.values()), None))
             if task.record.exists():
                 reason = read_json(task.record, what="a failure record")["reason"]
         except ValueError as error:

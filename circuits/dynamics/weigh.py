@@ -36,7 +36,8 @@ def weight_measures(run: Checkpoints) -> tuple[Measure, ...]:
     heads by their attention to the previous token, on random tokens.
     """
     pairs = (Composition(), KTermCopying()) if run.cfg.n_layers > 1 else ()
-    return (WeightSpectra(tokens=trace_tokens(run)), SkipTrigrams(k=20), EmbeddingComposition(), *pairs)
+    spectra = WeightSpectra(tokens=trace_tokens(run), diagonal_tokens=256)
+    return (spectra, SkipTrigrams(k=20), EmbeddingComposition(draws=1_000), *pairs)
 
 
 def weight_measure(run: Checkpoints, name: str) -> Measure:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from markupsafe import Markup
 
+from circuits.dynamics.artefacts import write_dataset
 from circuits.dynamics.determinism import deterministic
-from circuits.dynamics.sweep import THREADS_PER_TASK, Task, check_checkpoints, check_sweep, write_dataset
+from circuits.dynamics.sweep import THREADS_PER_TASK, Task, check_checkpoints, check_sweep
 from circuits.dynamics.together import gather_all, measure_all, merged, without_paths
 from circuits.files import write_whole
 from circuits.models.checkpoints import Checkpoints

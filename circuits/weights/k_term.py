@@ -43,7 +43,7 @@ class KTermCopying:
 
         Returns:
             Dataset with dims ``src_layer, src_head, dst_layer, dst_head``: ``value`` in [-1, 1], ``stderr`` (NaN: there is
-            none), ``null_mean``, ``null_sd``, ``z``, ``p`` (two-sided, empirical) and ``status``: ok, zero (the pair's
+            none), ``null_mean``, ``null_sd``, ``z``, ``p`` (two-sided, empirical) and ``state``: ok, zero (the pair's
             K-term has no nonzero eigenvalue; its value is 0) or missing (the source is not in an earlier layer: NaN).
 
         Raises:
@@ -65,13 +65,13 @@ class KTermCopying:
             null = remembered(key, lambda: {"value": self._null(w)})["value"]
         dims = ("src_layer", "src_head", "dst_layer", "dst_head")
         variables = {name: (dims, found) for name, found in beside(value, null).items()}
-        status = np.where(np.isnan(value), "missing", np.where(zero, "zero", "ok"))
+        state = np.where(np.isnan(value), "missing", np.where(zero, "zero", "ok"))
         return labelled(
             {
                 "value": variables.pop("value"),
                 "stderr": (dims, np.full_like(value, np.nan)),
                 **variables,
-                "status": (dims, status),
+                "state": (dims, state),
             },
             {dim: np.arange(layers if "layer" in dim else heads) for dim in dims},
             measure=self,

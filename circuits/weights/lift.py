@@ -1,8 +1,8 @@
 """Does held-out text speak for a head's skip-trigrams, and against the ones that it cannot help raising?
 
-``measured_lift`` asks how much likelier ``out`` follows ``destination`` behind a ``source``, triple by triple, ``pooled_lift`` asks
-it of all triples together. Since a triple's value is a product, every head that raises ``s...d1 -> o1`` and ``s...d2 -> o2`` raises
-``s...d1 -> o2`` too, wanted or not: ``bug_share`` asks how many of those the text speaks against.
+``measured_lift`` asks how much likelier ``out`` follows ``destination`` behind a ``source``, triple by triple, ``pooled_lift``
+asks it of all triples together. Since a triple's value is a product, every head that raises ``s...d1 -> o1`` and
+``s...d2 -> o2`` raises ``s...d1 -> o2`` too, wanted or not: ``bug_share`` asks how many of those the text speaks against.
 
 Source: Elhage et al. 2021, "Skip-trigrams" and "bugs"; the estimators ours.
 """

@@ -225,7 +225,7 @@ class SkipTrigrams:
 
     k: int = 20
     name: str = field(default="skip_trigrams", init=False)
-    version: int = field(default=1, init=False)
+    version: int = field(default=2, init=False)
 
     def __post_init__(self) -> None:
         check_count(self.k)
@@ -238,7 +238,7 @@ class SkipTrigrams:
 
         Returns:
             ``value = qk * ov``, ``qk``, ``ov`` and the ids ``source, destination, out``. Where a head has fewer than ``k``
-            positive triples the rest is NaN with id -1, and ``status`` of that head is ``missing`` instead of ``ok``.
+            positive triples the rest is NaN with id -1, and ``state`` of that head is ``missing`` instead of ``ok``.
 
         Raises:
             TypeError, ValueError: not a hooked model, NaN weights, or weights that cannot be represented.
@@ -248,7 +248,7 @@ class SkipTrigrams:
         grid, each = ("layer", "head", "rank"), ("layer", "head")
         numbers = {name: np.full((layers, heads, self.k), np.nan) for name in ("value", "qk", "ov")}
         ids = {name: np.full((layers, heads, self.k), -1, dtype=np.int64) for name in ("source", "destination", "out")}
-        status = np.full((layers, heads), "ok", dtype=object)
+        state = np.full((layers, heads), "ok", dtype=object)
         for at in np.ndindex(layers, heads):
             found, qk, ov = head_triples(reader, at, self.k)
             n = len(found.value)
@@ -256,9 +256,9 @@ class SkipTrigrams:
             for name in ids:
                 ids[name][at][:n] = getattr(found, name).numpy()
             if n < self.k:
-                status[at] = "missing"
+                state[at] = "missing"
         return labelled(
-            {name: (grid, x) for name, x in (numbers | ids).items()} | {"status": (each, status.astype(str))},
+            {name: (grid, x) for name, x in (numbers | ids).items()} | {"state": (each, state.astype(str))},
             {"layer": np.arange(layers), "head": np.arange(heads), "rank": np.arange(self.k)},
             measure=self,
             definition="max(z_QK, 0) * max(z_OV, 0) of (source, destination, out); z_QK centred over sources, z_OV over outputs",

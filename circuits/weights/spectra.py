@@ -16,7 +16,7 @@ matrices; hence also the share of tokens whose own logit is among the k largest 
 What is left out: ``sigma`` of the norms (every token's embedding counts at its own length), positions and biases, MLPs (a
 layer behind one reads more than ``W_E``), scale of attention scores. Rotary models are read at offset 0, smeared keys as
 if not smeared. Eigenvalues below 1e-10 of the factors' norms count as 0: the positive fraction ignores them, and a circuit
-without any other has statistic 0 and status "zero".
+without any other has statistic 0 and state "zero".
 
 Measured with their nulls in ``weight_spectra`` and ``k_term``.
 

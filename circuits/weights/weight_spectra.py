@@ -93,7 +93,7 @@ class WeightSpectra:
         Returns:
             Dataset with dims ``layer, head, statistic``: ``value``, ``stderr`` (binomial over tokens for the diagonal, over
             examples for ``qk_trace``, NaN for functions of the weights alone), ``null_mean``, ``null_sd``, ``z``, ``p``
-            (two-sided, empirical) and ``status``: ok, zero (a circuit that does nothing; its value is 0) or missing
+            (two-sided, empirical) and ``state``: ok, zero (a circuit that does nothing; its value is 0) or missing
             (``qk_trace`` in layer 0 or without tokens, a diagonal that was not asked for).
 
         Raises:
@@ -125,10 +125,10 @@ class WeightSpectra:
         dims = ("layer", "head", "statistic")
         variables = {key: (dims, np.stack([column[key] for column in columns], -1)) for key in columns[0]}
         empty = np.stack([zero[name] for name in STATISTICS], -1)
-        status = np.where(np.isnan(variables["value"][1]), "missing", np.where(empty, "zero", "ok"))
+        state = np.where(np.isnan(variables["value"][1]), "missing", np.where(empty, "zero", "ok"))
         stderr = np.stack([errors[name] for name in STATISTICS], -1)
         return labelled(
-            {"value": variables.pop("value"), "stderr": (dims, stderr), **variables, "status": (dims, status)},
+            {"value": variables.pop("value"), "stderr": (dims, stderr), **variables, "state": (dims, state)},
             {"layer": np.arange(len(w.W_V)), "head": np.arange(w.W_V.shape[1]), "statistic": list(STATISTICS)},
             measure=self,
             definition="spectra, diagonals of W_E W_V W_O W_U and W_E W_Q W_K^T W_E^T, norms folded (circuits.weights.spectra)",

@@ -189,7 +189,7 @@ def test_the_measure_has_one_table_for_every_head_and_says_what_is_missing():
         model.blocks[1].attn.W_O[1].zero_()
     found = measure(model)
     assert dict(found.sizes) == {"layer": 2, "head": 2, "rank": 5} and found.attrs["measure"] == "skip_trigrams"
-    assert found.status.values.tolist() == [["ok", "ok"], ["ok", "missing"]]
+    assert found.state.values.tolist() == [["ok", "ok"], ["ok", "missing"]]
     assert np.isnan(found.value[1, 1]).all() and (found.source[1, 1] == -1).all()
     alone = skip_trigrams(model, "L1H0", k=5)
     assert np.array_equal(found.value[1, 0], alone.value) and np.array_equal(found.out[1, 0], alone.out)

@@ -101,7 +101,7 @@ def test_one_layer_has_no_trace_and_is_not_run():
     model = random_model(n_layers=1)
     model.add_hook("blocks.0.attn.hook_pattern", lambda pattern, hook: pytest.fail("was run"))
     data = WeightSpectra(TOKENS, null_seeds=5)(model)
-    assert (data.status.sel(statistic="qk_trace") == "missing").all()
+    assert (data.state.sel(statistic="qk_trace") == "missing").all()
     assert data.value.sel(statistic="qk_trace").isnull().all() and data.null_sd.sel(statistic="qk_trace").isnull().all()
 
 
@@ -114,17 +114,17 @@ def test_the_k_term_of_every_pair_equals_its_dense_twin_and_is_missing_where_the
         for dst in np.ndindex(3, 2):
             value = float(found.value[(*src, *dst)])
             if src[0] >= dst[0]:
-                assert math.isnan(value) and found.status[(*src, *dst)] == "missing"
+                assert math.isnan(value) and found.state[(*src, *dst)] == "missing"
                 continue
             term = W_E @ w.W_Q[dst] @ (W_E @ w.W_V[src] @ w.W_O[src] @ w.W_K[dst]).T
             assert value == pytest.approx(dense_statistic(term, 5)[0], abs=1e-9)
-            assert found.status[(*src, *dst)] == "ok"
+            assert found.state[(*src, *dst)] == "ok"
 
 
 def test_the_planted_induction_head_copies_and_matches_through_the_previous_token_head(planted: HookedTransformer):
     tokens = torch.stack([torch.randperm(16, generator=torch.Generator().manual_seed(i)) for i in range(4)])
     data = WeightSpectra(tokens, null_seeds=39)(planted)
-    assert (data.status.sel(layer=0, statistic="qk_trace") == "missing").all()
+    assert (data.state.sel(layer=0, statistic="qk_trace") == "missing").all()
     head = data.sel(layer=1, head=0)
     exact = {"ov_copying": 1, "ov_positive_fraction": 1, "ov_top1": 1, "ov_top5": 1}
     assert {name: float(head.value.sel(statistic=name)) for name in exact} == pytest.approx(exact)
@@ -250,12 +250,12 @@ def test_zero_heads_give_zeros_without_nan_and_say_so():
         model.blocks[1].attn.W_K[0] = 0
     data = WeightSpectra(TOKENS, null_seeds=20)(model)
     head = data.sel(layer=1, head=0)
-    assert (head.value == 0).all() and (head.status == "zero").all()
+    assert (head.value == 0).all() and (head.state == "zero").all()
     assert all(np.isfinite(head[name]).all() for name in ("null_mean", "p"))
     assert np.isfinite(head.z.sel(statistic=["ov_copying", "qk_matching", "ov_top1"])).all()
-    assert (data.sel(layer=1, head=1).status == "ok").all()
+    assert (data.sel(layer=1, head=1).state == "ok").all()
     pairs = KTermCopying(null_seeds=20)(model)
-    assert (pairs.status.sel(src_layer=1, src_head=0, dst_layer=2) == "zero").all()
+    assert (pairs.state.sel(src_layer=1, src_head=0, dst_layer=2) == "zero").all()
     assert (pairs.value.sel(src_layer=0, dst_layer=1, dst_head=0) == 0).all()
     assert pairs.value.sel(src_layer=0, dst_layer=1).notnull().all()
 
@@ -264,12 +264,12 @@ def test_results_say_what_they_are():
     model = random_model()
     data = WeightSpectra(null_seeds=20, diagonal_tokens=30)(model)
     assert data.value.dims == ("layer", "head", "statistic") and data.statistic.values.tolist() == list(STATISTICS)
-    assert set(data.data_vars) == {"value", "stderr", "null_mean", "null_sd", "z", "p", "status"}
+    assert set(data.data_vars) == {"value", "stderr", "null_mean", "null_sd", "z", "p", "state"}
     assert data.attrs["stderr"].startswith("none: functions of the weights alone") and data.attrs["n_tokens"] == 30
     share = data.value.sel(statistic="ov_top5")
     assert np.allclose(data.stderr.sel(statistic="ov_top5"), np.sqrt(share * (1 - share) / 30))
     assert data.stderr.sel(statistic=[s for s in STATISTICS if "top" not in s]).isnull().all()
-    assert (data.status.sel(statistic="qk_trace") == "missing").all()
+    assert (data.state.sel(statistic="qk_trace") == "missing").all()
     assert data.z.equals((data.value - data.null_mean) / data.null_sd)
     bare = WeightSpectra(null_seeds=0, diagonal_tokens=0)(model)
     assert all(bare[name].isnull().all() for name in ("null_mean", "null_sd", "z", "p"))

@@ -12,12 +12,17 @@ import pytest
 import torch
 import xarray as xr
 
+from circuits.detectors.attention import AttentionScores
 from circuits.dynamics import sweep as sweep_module
+from circuits.dynamics.artefacts import read_artefact, write_dataset
 from circuits.dynamics.detect import detect
-from circuits.dynamics.sweep import Task, gather, read_artefact, run_task, sweep, write_dataset
+from circuits.dynamics.sweep import Task, gather, run_task, sweep
 from circuits.models.checkpoints import Checkpoints
 from circuits.models.hooked import HookedTransformer
 from circuits.results import labelled
+from circuits.weights.composition import Composition
+from circuits.weights.skip_trigrams import SkipTrigrams
+from circuits.weights.weight_spectra import WeightSpectra
 
 CFG = {"n_layers": 1, "d_model": 8, "n_heads": 2, "d_head": 4, "n_ctx": 32, "d_vocab": 40, "attn_only": True}
 
@@ -156,6 +161,16 @@ class Worded(WeightNorm):
         return super().__call__(model).assign(state=("head", ["ok", "zero"]))
 
 
+@dataclass(frozen=True)
+class Taking(WeightNorm):
+    """One that has a variable of a name that belongs to a run."""
+
+    name: str = field(default="taking", init=False)
+
+    def __call__(self, model: Any) -> Any:
+        return super().__call__(model).assign(status=("head", ["ok", "zero"]))
+
+
 def test_words_of_a_missing_checkpoint_say_so_and_can_be_written(tmp_path: Path):
     run = make_run()
     for step in (0, 20):
@@ -177,6 +192,37 @@ def test_a_damaged_artefact_is_never_read_and_is_made_again(tmp_path: Path, dama
     assert read_artefact(artefact) is None
     sweep(WeightNorm(), run, store=tmp_path)
     assert artefact.read_bytes() == whole
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    "measure",
+    [
+        AttentionScores(examples=2, null_seeds=2),
+        WeightSpectra(null_seeds=2, diagonal_tokens=4),
+        Composition(draws=5, frames=2),
+        SkipTrigrams(k=3),
+    ],
+    ids=lambda measure: measure.name,
+)
+def test_an_artefact_read_like_another_is_the_same_dataset(measure: Any, tmp_path: Path):
+    """The fast reading against xarray's own, names, types, coordinates and attributes included; text and integers too."""
+    cfg = CFG | {"n_layers": 2, "n_ctx": 128, "d_vocab": 64}
+    states = {step: HookedTransformer(cfg | {"seed": step}).state_dict() for step in (0, 1)}
+    run = Checkpoints.from_states(states, HookedTransformer(cfg).cfg)
+    tasks = [Task(measure, run, step, tmp_path) for step in run.steps]
+    assert [run_task(task).status for task in tasks] == ["ok", "ok"]
+    first, literal = (read_artefact(task.artefact) for task in tasks)
+    fast = read_artefact(tasks[1].artefact, like=first)
+    xr.testing.assert_identical(fast, literal)
+    assert {name: x.dtype for name, x in fast.variables.items()} == {name: x.dtype for name, x in literal.variables.items()}
+    assert list(fast.variables) == list(literal.variables) and list(fast.attrs) == list(literal.attrs)
+
+
+def test_a_measure_with_a_runs_own_names_fails_with_the_reason(tmp_path: Path):
+    run = make_run((0,))
+    outcome = run_task(Task(Taking(), run, 0, tmp_path))
+    assert outcome.status == "failed" and "taking gives status, which a run has of its own" in outcome.reason
 
 
 def test_an_artefact_under_another_name_is_not_believed(tmp_path: Path):
