@@ -25,8 +25,8 @@ def read_artefact(path: Path, like: "xr.Dataset | None" = None) -> "xr.Dataset |
     """A whole artefact, or None where there is none or it is not what its name says.
 
     Args:
-        like: an artefact of the same measure. If this one has the same variables, shapes and types, only its values and
-            attributes are read: the same dataset, without decoding all that is known.
+        like: an artefact of the same measure. If this one has the same coordinates, and variables of the same shapes and types,
+            only values and attributes are read: the same dataset, without decoding all that is known.
     """
     import xarray as xr
 
@@ -35,10 +35,7 @@ def read_artefact(path: Path, like: "xr.Dataset | None" = None) -> "xr.Dataset |
         return None
     values, attrs = raw
     if like is not None and attrs.keys() == like.attrs.keys() and all(_fits(values, like, name) for name in like.variables):
-        made = like.copy(data={name: values[str(name)].astype(like[name].dtype) for name in like.data_vars})
-        made = made.assign_coords({name: (like[name].dims, values[str(name)], like[name].attrs) for name in like.coords})
-        made.attrs = attrs
-        return made
+        return like.copy(data={name: values[str(name)].astype(like[name].dtype) for name in like.data_vars}).assign_attrs(attrs)
     try:
         with xr.open_dataset(path, engine="h5netcdf") as opened:
             return opened.load()
@@ -56,8 +53,9 @@ def _raw(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
     try:
         with h5py.File(path) as file:
             text = {name: h5py.check_string_dtype(item.dtype) is not None for name, item in file.items()}
-            values = {name: (item.asstr()[()] if text[name] else item[()]) for name, item in file.items()}
-            attrs = {name: value for name, value in file.attrs.items() if not name.startswith("_NC")}
+            values = {name: np.asarray(item.asstr()[()] if text[name] else item[()]) for name, item in file.items()}
+            # netCDF's numbers are arrays of one.
+            attrs = {name: value[0] if np.ndim(value) else value for name, value in file.attrs.items() if name[:3] != "_NC"}
     except Exception:
         # Damaged from outside (a full disk, a copy cut short): as good as absent, it is measured again.
         return None
@@ -65,9 +63,10 @@ def _raw(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
 
 
 def _fits(values: dict[str, np.ndarray], like: "xr.Dataset", name: Any) -> bool:
-    """Whether a raw array is what a decoded one was read from: of its shape, and of its type or both text."""
+    """Whether a raw array is what the decoded one of this name was read from, but for the values of what is no coordinate."""
     found, known = values.get(str(name)), like.variables[name]
-    if found is None or np.shape(found) != known.shape:
+    if found is None or found.shape != known.shape:
         return False
-    kinds = found.dtype.kind, known.dtype.kind
-    return found.dtype == known.dtype or (kinds[0] in "OUT" and kinds[1] in "OUT")
+    if name in like.coords:
+        return np.array_equal(found, known.values)
+    return found.dtype == known.dtype
