@@ -52,7 +52,7 @@ from circuits.weights.pairs import compose_pairs, gaussian_baseline
 from circuits.weights.pooled import frame_counts, frames_of, mixed
 
 GRID = ("mode", "src_layer", "src_head", "dst_layer", "dst_head")
-NULL_WORK = 1e10
+NULL_WORK = 5e9
 """Multiplications that each null may cost by default: some tenths of a second."""
 
 
@@ -67,7 +67,7 @@ class Composition:
         remove_mean: take the direction of the mean token embedding out of what is written and read; one dimension less.
         draws: sampled orientations behind ``p``, which is never below ``1 / (1 + draws)``. frames: frames of each side behind
             ``p_covariance``, whose draws are all ``frames^2`` pairs of them; 0 leaves it out (NaN). None, for either, is
-            what a second or so allows, 2,000 to 10,000 orientations and 16 to 64 frames: all of it for small models.
+            what a second or so allows, 2,000 to 10,000 orientations and 12 to 64 frames: all of it for small models.
         seed: of both nulls.
     """
 
@@ -149,7 +149,7 @@ class Composition:
         of_draw = r * r * (2 * r + writers + readers) + r * writers * readers / 2
         of_frames = cfg.d_model * r**2 * later
         draws = int(np.clip(NULL_WORK / of_draw, 2_000, 10_000)) if self.draws is None else self.draws
-        frames = int(np.clip((NULL_WORK / of_frames) ** 0.5, 16, 64)) if self.frames is None else self.frames
+        frames = int(np.clip((NULL_WORK / of_frames) ** 0.5, 12, 64)) if self.frames is None else self.frames
         return draws, frames
 
     def _scores(self, faces: Interfaces, draws: int, frames: int) -> dict[str, np.ndarray]:

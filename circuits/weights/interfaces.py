@@ -20,7 +20,7 @@ Norm scales, which differ between positions, are in the activations and left out
 Source: Elhage et al. 2021, "composition scores"; Merullo et al. 2024 for weighing by what comes in.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
@@ -56,8 +56,12 @@ def side(outer: Float[Tensor, "head m r"], inner: Float[Tensor, "head r dims"]) 
     ``V^T Q'^T``, and ``Q`` is not needed.
     """
     outer, inner = check_factors(outer, inner)
-    frame, triangle = torch.linalg.qr(inner.mT)
-    core = torch.linalg.qr(outer, mode="r").R @ triangle.mT
+    return _side(torch.linalg.qr(outer, mode="r").R, *torch.linalg.qr(inner.mT))
+
+
+def _side(outer: Tensor, frame: Float[Tensor, "head dims k"], inner: Float[Tensor, "head k r"]) -> Side:
+    """The side of ``Q outer (frame inner)^T``, whatever ``Q``."""
+    core = outer @ inner.mT
     short = core.shape[-1] - core.shape[-2]
     if short > 0:  # fewer inputs than dimensions of a head: the other singular values are 0
         core = torch.nn.functional.pad(core, (0, 0, 0, short))
@@ -72,7 +76,7 @@ class Interfaces:
     Attributes:
         weights: norms folded. into_writers, into_readers: roots ``F`` of each layer, None for the identity.
         behind_norm: whether readers' inputs are shortformer positions.
-        removed: orthonormal rows taken out of what is written and read.
+        removed: orthonormal rows taken out of what is written and read. kept: decomposed weights of the last layer asked for.
     """
 
     weights: FoldedWeights
@@ -80,6 +84,7 @@ class Interfaces:
     into_readers: tuple[Root | None, ...]
     behind_norm: bool = False
     removed: Float[Tensor, "k d_model"] | None = None
+    kept: dict[tuple[int, str, bool], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     @property
     def dims(self) -> int:
@@ -88,31 +93,46 @@ class Interfaces:
 
     def writers(self, layer: int) -> Side:
         """What the heads of a layer write."""
-        w = self.weights
-        return self._side(_enter(self.into_writers[layer], w.W_V[layer]), self.met(w.writes(w.W_O[layer])))
+        return self._of(self._entering(self.into_writers[layer], "V", layer), self._split("O", layer, met=True))
 
     def readers(self, layer: int, mode: str) -> Side:
         """What the heads of a layer read as queries, keys or values: ``mode`` is ``"Q"``, ``"K"`` or ``"V"``."""
         w, root = self.weights, self.into_readers[layer]
         if mode == "V":
-            return self._side(w.writes(w.W_O[layer]).mT, self.met(w.W_V[layer].mT))
-        reads, other = (w.W_Q, w.W_K) if mode == "Q" else (w.W_K, w.W_Q)
+            return self._of(self._split("O", layer)[1], self._split("V", layer, met=True))
         if self.behind_norm:
-            other = w.pos_K if mode == "Q" else w.pos_Q
-        return self._side(_enter(root, other[layer]), self.met(reads[layer].mT))
+            assert root is not None
+            outer = torch.linalg.qr(root @ (w.pos_K if mode == "Q" else w.pos_Q)[layer], mode="r").R
+        else:
+            outer = self._entering(root, "K" if mode == "Q" else "Q", layer)
+        return self._of(outer, self._split(mode, layer, met=True))
 
-    def _side(self, outer: Tensor, inner: Tensor) -> Side:
+    def _of(self, outer: Tensor, inner: tuple[Tensor, Tensor]) -> Side:
         """Decomposed in float64, kept in the model's precision: directions are many, and cosines need no more."""
-        made = side(outer, inner)
+        made = _side(outer, *inner)
         return Side(made.squares, made.directions.to(self.weights.W_E.dtype))
+
+    def _entering(self, root: Root | None, name: str, layer: int) -> Tensor:
+        """The triangle of ``F W``."""
+        return self._split(name, layer)[1] if root is None else torch.linalg.qr(root @ self._weight(name, layer), mode="r").R
+
+    def _split(self, name: str, layer: int, *, met: bool = False) -> tuple[Tensor, Tensor]:
+        """Orthonormal frame and triangle of a weight with the stream as rows; kept until another layer is asked for."""
+        met = met and self.removed is not None
+        if self.kept and next(iter(self.kept))[0] != layer:
+            self.kept.clear()
+        if (layer, name, met) not in self.kept:
+            weight = self._weight(name, layer)
+            self.kept[layer, name, met] = tuple(torch.linalg.qr(self.met(weight.mT).mT if met else weight))
+        return self.kept[layer, name, met]
+
+    def _weight(self, name: str, layer: int) -> Float[Tensor, "head d_model r"]:
+        w = self.weights
+        return w.writes(w.W_O[layer]).mT if name == "O" else {"Q": w.W_Q, "K": w.W_K, "V": w.W_V}[name][layer]
 
     def met(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Vectors of the stream without the directions that are removed."""
         return x if self.removed is None else x - (x @ self.removed.mT) @ self.removed
-
-
-def _enter(root: Root | None, weight: Float[Tensor, "head d_model r"]) -> Float[Tensor, "head n r"]:
-    return weight if root is None else root @ weight
 
 
 def interfaces(

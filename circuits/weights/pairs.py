@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuits.weights.factored import compose, product_norm
-from circuits.weights.haar import shares
+from circuits.weights.haar import corner_blocks, shares
 from circuits.weights.interfaces import Side
 
 
@@ -65,15 +64,23 @@ def significant(squares: Float[Tensor, "head r"]) -> Float[Tensor, "head r"]:
 
 
 @lru_cache(maxsize=16)
-def gaussian_baseline(dims: int, d_head: int, *, heads: int = 50, seed: int = 0) -> tuple[float, float]:
+def gaussian_baseline(dims: int, d_head: int, *, heads: int = 200, seed: int = 0) -> tuple[float, float]:
     """Mean and standard deviation of the score of heads with Gaussian weights: the constant that papers subtract.
 
     About ``1 / sqrt(dims)``. It ignores spectra, so it calls too many or too few pairs of a trained model large.
+
+    No ``dims x d_head`` matrix is drawn. With ``A = Q1 R1 R2^T Q2^T`` and ``B = Q3 R3 R4^T Q4^T`` the product's norm is that of
+    ``R1 R2^T C R3 R4^T``, where ``C = Q2^T Q3`` is a Haar block and each ``R`` is Bartlett's triangle: normal above the
+    diagonal, chi with ``dims, dims - 1, ...`` degrees of freedom on it. Heads wider than ``dims`` are drawn with ``dims``.
     """
+    r = min(d_head, dims)
     rng = torch.Generator().manual_seed(seed)
-    scores = []
-    for _ in range(heads):
-        out, read = [[torch.randn(dims, d_head, generator=rng, dtype=torch.float64) for _ in range(2)] for _ in range(2)]
-        both = product_norm(*compose(out[0], out[1].T, read[0], read[1].T))
-        scores.append(float(both / (product_norm(out[0], out[1].T) * product_norm(read[0], read[1].T))))
-    return float(np.mean(scores)), float(np.std(scores, ddof=1))
+    freedom = np.broadcast_to(dims - np.arange(r, dtype=np.float64), (4, heads, r))
+    chi = torch.from_numpy(np.sqrt(np.random.default_rng(seed).chisquare(freedom)))
+    R = torch.randn(4, heads, r, r, generator=rng, dtype=torch.float64).triu(1) + torch.diag_embed(chi)
+    writer, reader = R[0] @ R[1].mT, R[2] @ R[3].mT
+    blocks = corner_blocks(r, r, dims, heads, rng).double()
+    norms = (torch.linalg.matrix_norm(x) for x in (writer @ blocks @ reader, writer, reader))
+    both, one, other = norms
+    scores = both / (one * other)
+    return float(scores.mean()), float(scores.std())

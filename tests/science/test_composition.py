@@ -17,6 +17,7 @@ from circuits.weights.haar import shares, squared_score_moments, upper_tails
 from circuits.weights.interfaces import Side, activation_moments, side
 from circuits.weights.pairs import compose_pairs, gaussian_baseline
 from circuits.weights.pooled import frame_counts, frames_of, mixed
+from circuits.weights.scores import composition_scores
 
 CFG = {"n_layers": 3, "d_model": 24, "n_heads": 3, "d_head": 6, "n_ctx": 16, "d_vocab": 40, "attn_only": True}
 
@@ -167,6 +168,30 @@ def test_a_mean_that_all_heads_share_is_no_evidence_once_removed():
     assert np.mean(p[0] < 0.01) > 0.9
     # 3 x 3 x 64 pairs that share heads: about 200 independent ones, 5 +- 1.5%.
     assert np.mean(p[1] < 0.05) == pytest.approx(0.05, abs=0.045)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_the_scores_alone_are_those_of_the_measure(dtype: str):
+    """Fast = slow, with heads without rank and zero heads; to 1e-6 in float32, 1e-10 in float64 (1e-7 without rank: Grams)."""
+    for rank in (6, 3, 0):
+        made = model(dtype=dtype)
+        with torch.no_grad():
+            made.blocks[0].attn.W_O[1, rank:] = 0.0
+            made.blocks[2].attn.W_K[2, :, rank:] = 0.0
+        w = folded(made)
+        weights = [x.to(made.W_Q.dtype) for x in (w.W_Q, w.W_K, w.W_V, w.writes(w.W_O))]
+        found, slow = composition_scores(*weights).double().numpy(), Composition(draws=5, frames=0)(made).value.values
+        np.testing.assert_array_equal(np.isnan(found), np.isnan(slow))
+        assert np.nanmax(np.abs(found - slow)) < (1e-6 if dtype == "float32" else 1e-10 if rank == 6 else 1e-7)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_grouped_keys_are_refused_by_the_scores_alone():
+    w = folded(model())
+    with pytest.raises(
+        ValueError, match=r"W_K has shape \(3, 1, 24, 6\), with W_Q \(3, 3, 24, 6\) it has to be .*repeat_interleave"
+    ):
+        composition_scores(w.W_Q, w.W_K[:, :1], w.W_V, w.W_O)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

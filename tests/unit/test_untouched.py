@@ -13,7 +13,9 @@ from circuits.detectors.attention import AttentionScores
 from circuits.detectors.in_context import LossCurves, RepeatLoss
 from circuits.detectors.names import NameCompletion, NamePrompts
 from circuits.models.protocol import model_hash
+from circuits.weights.components import components
 from circuits.weights.composition import Composition
+from circuits.weights.embedding_composition import EmbeddingComposition
 from circuits.weights.k_term import KTermCopying
 from circuits.weights.skip_trigrams import SkipTrigrams
 from circuits.weights.weight_spectra import WeightSpectra
@@ -31,6 +33,12 @@ MEASURES: dict[str, Callable[[Any], Any]] = {
     "WeightSpectra": WeightSpectra(TOKENS, null_seeds=9, diagonal_tokens=8),
     "KTermCopying": KTermCopying(null_seeds=9),
     "Composition": Composition(draws=20, frames=5),
+    "Composition of activations": Composition("activations", TOKENS, draws=20, frames=0),
+    "EmbeddingComposition": EmbeddingComposition(draws=20),
+    "components": lambda m: components(m, "K", "L0H0", "L1H1", draws=20),
+    "ov_circuit": lambda m: circuits.ov_circuit(m, "L1H0").top(3),
+    "qk_circuit": lambda m: circuits.qk_circuit(m, "L1H0").top(3),
+    "skip_trigrams": lambda m: circuits.skip_trigrams(m, "L1H0", k=3),
     "SkipTrigrams": SkipTrigrams(k=3),
     "view": lambda m: circuits.view(m, TOKENS[0], "L0H1"),
     "value-weighted view": lambda m: circuits.view(m, TOKENS[0], "L0H1", value_weighted=True),
@@ -100,7 +108,7 @@ def test_every_public_measure_is_walked():
     """A new public function that takes a model must be added above, or named here with its reason."""
     takes_no_model = {
         "Checkpoints", "Head", "HookedTransformer", "HookedTransformerConfig", "classify", "demo_model", "from_hf", "gather",
-        "planted", "preset", "repeated_random_tokens", "report", "sweep", "train",
+        "planted", "preset", "repeated_random_tokens", "report", "sweep", "train", "weigh",
     }  # fmt: skip
     converts_a_foreign_model = {"from_transformer_lens"}  # tests/parity
     walked = {name.split(" ")[0] for name in MEASURES} | {"detect", "view"}
