@@ -64,7 +64,7 @@ def significant(squares: Float[Tensor, "head r"]) -> Float[Tensor, "head r"]:
 
 
 @lru_cache(maxsize=16)
-def gaussian_baseline(dims: int, d_head: int, *, heads: int = 200, seed: int = 0) -> tuple[float, float]:
+def gaussian_baseline(dims: int, d_head: int, *, heads: int = 1000, seed: int = 0) -> tuple[float, float]:
     """Mean and standard deviation of the score of heads with Gaussian weights: the constant that papers subtract.
 
     About ``1 / sqrt(dims)``. It ignores spectra, so it calls too many or too few pairs of a trained model large.
@@ -74,13 +74,16 @@ def gaussian_baseline(dims: int, d_head: int, *, heads: int = 200, seed: int = 0
     diagonal, chi with ``dims, dims - 1, ...`` degrees of freedom on it. Heads wider than ``dims`` are drawn with ``dims``.
     """
     r = min(d_head, dims)
-    rng = torch.Generator().manual_seed(seed)
-    freedom = np.broadcast_to(dims - np.arange(r, dtype=np.float64), (4, heads, r))
-    chi = torch.from_numpy(np.sqrt(np.random.default_rng(seed).chisquare(freedom)))
-    R = torch.randn(4, heads, r, r, generator=rng, dtype=torch.float64).triu(1) + torch.diag_embed(chi)
-    writer, reader = R[0] @ R[1].mT, R[2] @ R[3].mT
-    blocks = corner_blocks(r, r, dims, heads, rng).double()
-    norms = (torch.linalg.matrix_norm(x) for x in (writer @ blocks @ reader, writer, reader))
-    both, one, other = norms
-    scores = both / (one * other)
-    return float(scores.mean()), float(scores.std())
+    rng, other = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
+    scores = []
+    for start in range(0, heads, 100):
+        n = min(100, heads - start)
+        freedom = np.broadcast_to(dims - np.arange(r, dtype=np.float64), (4, n, r))
+        chi = torch.from_numpy(np.sqrt(other.chisquare(freedom)))
+        R = torch.randn(4, n, r, r, generator=rng, dtype=torch.float64).triu(1) + torch.diag_embed(chi)
+        writer, reader = R[0] @ R[1].mT, R[2] @ R[3].mT
+        blocks = corner_blocks(r, r, dims, n, rng).double()
+        both, one, two = (torch.linalg.matrix_norm(x) for x in (writer @ blocks @ reader, writer, reader))
+        scores.append(both / (one * two))
+    found = torch.cat(scores)
+    return float(found.mean()), float(found.std())

@@ -12,6 +12,7 @@ from circuits.weights.calibration import Law, channel_auc
 from circuits.weights.components import components
 from circuits.weights.composition import Composition, false_discovery
 from circuits.weights.embedding_composition import EmbeddingComposition
+from circuits.weights.factored import compose, product_norm
 from circuits.weights.folded import folded
 from circuits.weights.haar import shares, squared_score_moments, upper_tails
 from circuits.weights.interfaces import Side, activation_moments, side
@@ -259,7 +260,20 @@ def test_a_planted_circuit_below_the_random_baseline_is_found_where_tokens_come_
 @pytest.mark.science
 def test_the_gaussian_constant_is_one_over_root_d():
     mean, sd = gaussian_baseline(64, 16)
-    assert mean == pytest.approx(0.1255, abs=4 * 0.0068 / 200**0.5) and sd == pytest.approx(0.0068, rel=0.2)
+    assert mean == pytest.approx(1 / 8, abs=4 * 0.007 / 1000**0.5) and sd == pytest.approx(0.007, rel=0.1)
+
+
+@pytest.mark.science
+def test_gaussian_heads_without_their_matrices_score_as_with_them():
+    """The triangles and blocks of gaussian_baseline against 1,000 pairs of whole Gaussian heads, mean and sd within 4 errors."""
+    rng = torch.Generator().manual_seed(0)
+    out, value, read, other = (torch.randn(1000, 40, 8, generator=rng, dtype=torch.float64) for _ in range(4))
+    norms = product_norm(out, value.mT) * product_norm(read, other.mT)
+    literal = product_norm(*compose(out, value.mT, read, other.mT)) / norms
+    mean, sd = gaussian_baseline(40, 8)
+    error = float(literal.std()) / 1000**0.5
+    assert abs(mean - float(literal.mean())) < 4 * error * 2**0.5
+    assert abs(sd - float(literal.std())) < 4 * error
 
 
 @pytest.mark.science
