@@ -82,7 +82,7 @@ def theirs(shape: tuple[int, int, int, int]) -> Callable[[], np.ndarray]:
     return lambda: scores(bridge)
 
 
-def measured(which: str, shape: tuple[int, int, int, int]) -> dict[str, float]:
+def measured(which: str, shape: tuple[int, int, int, int], out: Path) -> dict[str, float]:
     """Seconds and CPU seconds (medians), and peak extra memory of the first run, of one job in this process."""
     job = theirs(shape) if which == "theirs" else ours(shape, nulls=which == "ours with nulls")
     process, peak, done = psutil.Process(), [0], threading.Event()
@@ -98,7 +98,7 @@ def measured(which: str, shape: tuple[int, int, int, int]) -> dict[str, float]:
         scores = job()
     done.set()
     watcher.join()
-    np.save(Path(tempfile.gettempdir()) / f"composition-{which.replace(' ', '-')}.npy", scores)
+    np.save(out, scores)
     walls, cpus = [], []
     while len(walls) < 5 and sum(walls) < 15:
         wall, cpu = time.perf_counter(), time.process_time()
@@ -115,14 +115,15 @@ def main() -> int:
         "--threads", type=int, default=2, help="a second thread waits at a cost: with 1, CPU seconds are work alone"
     )
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
-    parser.add_argument("--job", nargs=2, metavar=("WHICH", "SHAPE"), help="one row, as JSON; used by the script itself")
+    parser.add_argument("--job", nargs=3, metavar=("WHICH", "SHAPE", "FILE"), help="one row, as JSON; used by the script itself")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     warnings.simplefilter("ignore")
     if asked.job:
-        print(json.dumps(measured(asked.job[0], SHAPES[asked.job[1]])))
+        print(json.dumps(measured(asked.job[0], SHAPES[asked.job[1]], Path(asked.job[2]))))
         return 0
     missed = []
+    folder = Path(tempfile.mkdtemp())
     print(f"{'layers, heads, d, r':22} {'what':16} {'wall s':>8} {'CPU s':>8} {'extra MB':>9}")
     for name in asked.shapes:
         layers, heads, d_model, d_head = SHAPES[name]
@@ -132,13 +133,22 @@ def main() -> int:
             if which == "theirs" and copies > psutil.virtual_memory().available:
                 print(f"{SHAPES[name]!s:22} {which:16} left out: operands need {copies / 2**30:.0f} GB")
                 continue
-            command = [sys.executable, __file__, "--threads", str(asked.threads), "--job", which, name]
+            command = [
+                sys.executable,
+                __file__,
+                "--threads",
+                str(asked.threads),
+                "--job",
+                which,
+                name,
+                str(folder / f"{which}.npy"),
+            ]
             out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             found[which] = json.loads(out.strip().splitlines()[-1])
             row = found[which]
             print(f"{SHAPES[name]!s:22} {which:16} {row['wall']:8.2f} {row['cpu']:8.2f} {row['memory']:9.0f}", flush=True)
         if "theirs" in found:
-            a, b = (np.load(Path(tempfile.gettempdir()) / f"composition-{which}.npy") for which in ("theirs", "ours"))
+            a, b = (np.load(folder / f"{which}.npy") for which in ("theirs", "ours"))
             gap = np.nanmax(np.abs(np.where(np.isfinite(b), a, np.nan) - b))
             ratio = found["theirs"]["cpu"] / found["ours"]["cpu"]
             print(f"{'':22} {ratio:.0f} times less CPU without nulls; scores differ by at most {gap:.1e}")

@@ -32,10 +32,12 @@ EXAMPLES = 16
 def weight_measures(run: Checkpoints) -> tuple[Measure, ...]:
     """What reports and ``circuits weights`` measure of a run's weights: one configuration of each, so that they share artefacts.
 
-    Composition and K-terms need an earlier and a later head and are left out of a run with one layer. The QK trace weighs earlier
+    Composition, of all directions and of what tokens bring (``composition_tokens``), and K-terms need an earlier and a later head
+    and are left out of a run with one layer. The QK trace weighs earlier
     heads by their attention to the previous token, on random tokens.
     """
-    pairs = (Composition(), KTermCopying()) if run.cfg.n_layers > 1 else ()
+    several = run.cfg.n_layers > 1
+    pairs = (Composition(), Composition("tokens", draws=2_000, pooled_heads=0), KTermCopying()) if several else ()
     spectra = WeightSpectra(tokens=trace_tokens(run), diagonal_tokens=256)
     return (spectra, SkipTrigrams(k=20), EmbeddingComposition(draws=1_000), *pairs)
 

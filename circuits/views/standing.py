@@ -1,8 +1,11 @@
 """Which pairs of heads compose more than chance, under every null that can say so: a reading of composition, by a stated rule.
 
 A pair stands out if its q, the Benjamini-Hochberg adjusted p over all pairs and modes, is below ``ALPHA`` under random
-orientation and under the layers' covariance. A null that could not have brought any pair below ``ALPHA``, however large its
-score, says nothing and is left out of the rule.
+orientation and under the layers' covariance. The latter asks for more than heads that write and read what their layers write
+and read on the whole; real heads differ from each other more than that, so how far out a pair lies among the real pairs of its
+layers (``p_layer``, ``z_layer``) is the sharper description, and no part of this rule.
+
+A null that could not have brought any pair below ``ALPHA``, however large its score, says nothing and is left out of the rule.
 """
 
 import math

@@ -35,10 +35,10 @@ from torch import Tensor
 from circuits.models.config import HookedTransformerConfig
 from circuits.models.heads import Head
 from circuits.models.hooked import HookedTransformer
-from circuits.models.protocol import check_model, undisturbed
+from circuits.models.protocol import undisturbed
 from circuits.models.upstream import HookPoint
 from circuits.weights.folded import TOKEN_BLOCK, FoldedWeights, folded, own
-from circuits.weights.reading import Circuit, Side
+from circuits.weights.reading import Axis, Circuit
 from circuits.weights.rotary import rotations
 
 if TYPE_CHECKING:
@@ -56,7 +56,6 @@ class Reader:
     @classmethod
     def of(cls, model: Any, tokenizer: "Tokenizer | None" = None) -> "Reader":
         """Fold a model's weights. Raises as ``circuits.weights.folded.folded``."""
-        check_model(model)
         model = own(model)
         return cls(model, folded(model), tokenizer)
 
@@ -70,8 +69,8 @@ class Reader:
         *,
         embed: bool = True,
         offset: int | str | None = None,
-        rows: Side = "token",
-        columns: Side = "token",
+        rows: Axis = "token",
+        columns: Axis = "token",
         exact_norm: bool = True,
         effective: bool = False,
     ) -> Circuit:
@@ -110,7 +109,7 @@ class Reader:
         )
 
     def ov(
-        self, head: Any, *, embed: bool = True, rows: Side = "token", exact_norm: bool = True, effective: bool = False
+        self, head: Any, *, embed: bool = True, rows: Axis = "token", exact_norm: bool = True, effective: bool = False
     ) -> Circuit:
         """As ``ov_circuit``, of this model."""
         at, w, cfg = Head.parse(head, self.cfg), self.weights, self.cfg
@@ -138,7 +137,7 @@ class Reader:
             tokenizer=self.tokenizer,
         )
 
-    def _check_sides(self, at: Head, embed: bool, sides: tuple[Side, ...], effective: bool, *, reads: str) -> None:
+    def _check_sides(self, at: Head, embed: bool, sides: tuple[Axis, ...], effective: bool, *, reads: str) -> None:
         positional = self.cfg.positional_embedding_type
         for side in sides:
             if side not in ("token", "position"):
@@ -157,7 +156,7 @@ class Reader:
             return True
         return exact_norm and at.layer == 0 and self.cfg.positional_embedding_type != "standard"
 
-    def _read(self, at: Head, token: Tensor, position: Tensor, side: Side, exact_norm: bool, effective: bool) -> Tensor:
+    def _read(self, at: Head, token: Tensor, position: Tensor, side: Axis, exact_norm: bool, effective: bool) -> Tensor:
         """What a head reads of every token or position, ``[rows, d_head]``."""
         w = self.weights
         if side == "position":
@@ -228,8 +227,8 @@ def qk_circuit(
     tokenizer: "Tokenizer | None" = None,
     embed: bool = True,
     offset: int | str | None = None,
-    rows: Side = "token",
-    columns: Side = "token",
+    rows: Axis = "token",
+    columns: Axis = "token",
     exact_norm: bool = True,
     effective: bool = False,
 ) -> Circuit:
@@ -265,7 +264,7 @@ def ov_circuit(
     *,
     tokenizer: "Tokenizer | None" = None,
     embed: bool = True,
-    rows: Side = "token",
+    rows: Axis = "token",
     exact_norm: bool = True,
     effective: bool = False,
 ) -> Circuit:

@@ -60,7 +60,7 @@ def components(
     import xarray as xr
 
     check_incoming(incoming, tokens)
-    weights = folded(model)
+    weights = folded(model := own(model))
     earlier, later = Head.parse(src, weights.cfg), Head.parse(dst, weights.cfg)
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}; need 'Q', 'K' or 'V'")
@@ -68,7 +68,7 @@ def components(
         raise ValueError(f"{earlier} is not in an earlier layer than {later}; a head can only read what was written before it")
     if draws < 1:
         raise ValueError(f"draws={draws!r}: need at least 1")
-    faces = interfaces(own(model), weights, incoming, tokens, remove_mean=remove_mean)
+    faces = interfaces(model, weights, incoming, tokens, remove_mean=remove_mean)
     writer, reader = _one(faces.writers(earlier.layer), earlier.head), _one(faces.readers(later.layer, mode), later.head)
     a, b = shares(writer.squares)[0], shares(reader.squares)[0]
     squares = (writer.directions[0] @ reader.directions[0].T).double().square()

@@ -15,8 +15,8 @@ are the cosines between what is written and what is read; so one matrix of cosin
                         writers of a layer share with all readers of another; z_layer is that over 1.4826 times the median of
                         its moduli: how far out a pair lies among the others (a description, no test)
     by_writer           max_i sum_j t_j^2 C_ij^2 / sum t^2: how strongly the best-read single direction of the writer is read,
-    by_reader           and the converse: a channel of 1 to 4 dimensions shows here and hardly in the score (``components``
-                        has every direction of one pair)
+    by_reader           and the converse: where spectra are mild a channel of 1 to 4 dimensions shows here and hardly in the
+                        score (``components`` has every direction of one pair)
     strongest           max_ij C_ij^2, the best aligned pair of single directions, whatever their shares: where spectra are steep
                         and a channel lies beside their strongest directions, the two above do not see it and this does
     kernel              sum_ij C_ij^2 / min(r, q), the overlap of the two subspaces in [0, 1] (projection kernel)
@@ -25,9 +25,10 @@ A large score is no evidence by itself, nor is a small one (a trained model with
 below random). Beside it stand three nulls, each with its question:
 
     null_mean, null_sd, z, p   of S: more than matrices with these spectra in random orientation? (``circuits.weights.haar``;
-    p_by_writer, p_by_reader, p_strongest   likewise for the components)
+    p_by_writer, p_by_reader, p_strongest, p_kernel   likewise for those; too large for heads without full rank)
     p_layer                    more than the other pairs of the same two layers? The rank, so never below 1 / number of pairs
     p_covariance               more than directions drawn from what earlier heads write and the layer's heads read on the whole?
+                               (``circuits.weights.pooled``)
 
 ``q`` and ``q_covariance`` are the smallest false discovery rates at which a pair is among the findings (Benjamini and Hochberg
 1995) over all pairs and modes. ``p_layer`` cannot be corrected that way: under it the best pair of every two layers is 1 / n.
@@ -49,11 +50,11 @@ from circuits.weights.folded import folded, own
 from circuits.weights.haar import squared_score_moments, upper_tails
 from circuits.weights.interfaces import INCOMING, MODES, Incoming, Interfaces, Side, interfaces
 from circuits.weights.pairs import compose_pairs, gaussian_baseline
-from circuits.weights.pooled import frame_counts, frames_of, mixed
+from circuits.weights.pooled import drawn_heads, pooled_counts
 
 GRID = ("mode", "src_layer", "src_head", "dst_layer", "dst_head")
-NULL_WORK = 5e9
-"""Multiplications that each null may cost by default: some tenths of a second."""
+NULL_WORK, POOLED_WORK = 5e9, 1e10
+"""Multiplications that random orientation and pooled directions may cost by default: some tenths of a second."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,9 @@ class Composition:
             ``"activations"``, the directions that are in fact written and read (``circuits.weights.interfaces``).
         tokens: ids ``[example, pos]`` behind ``"activations"``.
         remove_mean: take the direction of the mean token embedding out of what is written and read; one dimension less.
-        draws: sampled orientations behind ``p``, which is never below ``1 / (1 + draws)``. frames: frames of each side behind
-            ``p_covariance``, whose draws are all ``frames^2`` pairs of them; 0 leaves it out (NaN). None, for either, is
-            what a second or so allows, 2,000 to 10,000 orientations and 12 to 64 frames: all of it for small models.
+        draws: sampled orientations behind ``p``, which is never below ``1 / (1 + draws)``. pooled_heads: heads drawn
+            on each side behind ``p_covariance``, whose draws are all pairs of them; 0 leaves it out (NaN). None, for either,
+            is what a second or so allows, 2,000 to 10,000 orientations and 10 to 144 heads: all of it for small models.
         seed: of both nulls.
     """
 
@@ -75,20 +76,24 @@ class Composition:
     tokens: Any = field(default=None, compare=False)
     remove_mean: bool = False
     draws: int | None = None
-    frames: int | None = None
+    pooled_heads: int | None = None
     seed: int = 0
     name: str = field(default="composition", init=False)
-    version: int = field(default=2, init=False)
+    version: int = field(default=3, init=False)
     _tokens: str = field(default="", init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_incoming(self.incoming, self.tokens)
         if self.draws is not None and (not isinstance(self.draws, int) or self.draws < 1):
             raise ValueError(f"draws={self.draws!r}: need a whole number of at least 1, or None for what a second allows")
-        if self.frames is not None and (not isinstance(self.frames, int) or self.frames < 0 or self.frames == 1):
-            raise ValueError(f"frames={self.frames!r}: need a whole number of at least 2, 0 for no covariance null, or None")
+        pooled = self.pooled_heads
+        if pooled is not None and (not isinstance(pooled, int) or pooled < 0 or pooled == 1):
+            raise ValueError(f"pooled_heads={pooled!r}: need a whole number of at least 2, 0 for no covariance null, or None")
         if self.tokens is not None:
             object.__setattr__(self, "_tokens", array_hash(self.tokens.cpu()))
+        # One name for each kind, so that several can stand in one report.
+        kind = "" if self.incoming == "everything" else f"_{self.incoming}"
+        object.__setattr__(self, "name", f"composition{kind}{'_without_mean' if self.remove_mean else ''}")
 
     def spec(self) -> dict[str, Any]:
         return {
@@ -96,7 +101,7 @@ class Composition:
             "tokens": self._tokens or None,
             "remove_mean": self.remove_mean,
             "draws": self.draws,
-            "frames": self.frames,
+            "pooled_heads": self.pooled_heads,
             "seed": self.seed,
         }
 
@@ -111,13 +116,13 @@ class Composition:
         Raises:
             TypeError, ValueError: not a hooked model, NaN weights, one layer alone, or a model that cannot be represented.
         """
-        weights = folded(model)
+        weights = folded(model := own(model))
         layers, heads = weights.W_O.shape[:2]
         if layers < 2:
             raise ValueError("the model has 1 layer, composition needs 2: an earlier head to write and a later one to read")
-        faces = interfaces(own(model), weights, self.incoming, self.tokens, remove_mean=self.remove_mean)
-        draws, frames = self._sizes(weights.cfg)
-        found = self._scores(faces, draws, frames)
+        faces = interfaces(model, weights, self.incoming, self.tokens, remove_mean=self.remove_mean)
+        draws, pooled = self._sizes(weights.cfg)
+        found = self._scores(faces, draws, pooled)
         squared = found.pop("squared")
         states = np.where(np.isnan(squared), "missing", np.where(squared == 0, "zero", "ok"))
         found |= {"value": np.sqrt(squared), "stderr": np.full_like(squared, np.nan)}
@@ -137,22 +142,22 @@ class Composition:
             dims=faces.dims,
             smallest_p=1 / (1 + draws),
             smallest_p_layer=1 / heads**2,
-            smallest_p_covariance=1 / (1 + frames**2) if frames else np.nan,
+            smallest_p_covariance=1 / (1 + pooled**2) if pooled else np.nan,
             gaussian_sd=sd,
         )
 
     def _sizes(self, cfg: Any) -> tuple[int, int]:
-        """Draws and frames of the two nulls: as asked, or what ``NULL_WORK`` allows."""
+        """Orientations and pooled heads of the two nulls: as asked, or what ``NULL_WORK`` allows."""
         later, r = len(MODES) * (cfg.n_layers - 1), cfg.d_head
         readers, writers = later * cfg.n_heads, (cfg.n_layers - 1) * cfg.n_heads
         # An orientation: making its block, passing all writers and readers through it, and all pairs of them.
         of_draw = r * r * (2 * r + writers + readers) + r * writers * readers / 2
-        of_frames = cfg.d_model * r**2 * later
+        of_pooled = cfg.d_model * r**2 * later
         draws = int(np.clip(NULL_WORK / of_draw, 2_000, 10_000)) if self.draws is None else self.draws
-        frames = int(np.clip((NULL_WORK / of_frames) ** 0.5, 12, 64)) if self.frames is None else self.frames
-        return draws, frames
+        pooled = int(np.clip((POOLED_WORK / of_pooled) ** 0.5, 10, 144)) if self.pooled_heads is None else self.pooled_heads
+        return draws, pooled
 
-    def _scores(self, faces: Interfaces, draws: int, frames: int) -> dict[str, np.ndarray]:
+    def _scores(self, faces: Interfaces, draws: int, pooled: int) -> dict[str, np.ndarray]:
         """Every score and its nulls on the whole grid; NaN where the source is not in an earlier layer."""
         n, heads = faces.weights.cfg.n_layers - 1, faces.weights.cfg.n_heads
         names = ("squared", "normalised", "by_writer", "by_reader", "strongest", "kernel", "p_covariance")
@@ -166,9 +171,8 @@ class Composition:
             writers.append(faces.writers(later))
             a = torch.cat([one.squares for one in writers])
             sources = slice(0, len(a))
-            if frames:
-                drawn = drawn + mixed(writers[-1], frames, rng)
-                written = frames_of(drawn)
+            if pooled:
+                drawn = drawn + drawn_heads(writers[-1], pooled, rng)
             for m, mode in enumerate(MODES):
                 reader = faces.readers(later + 1, mode)
                 to = slice((later * len(MODES) + m) * heads, (later * len(MODES) + m + 1) * heads)
@@ -176,10 +180,12 @@ class Composition:
                     pairs = compose_pairs(writer, reader, faces.dims)
                     for name in names[:-1]:
                         flat[name][earlier * heads : (earlier + 1) * heads, to] = getattr(pairs, name)
-                if frames:
-                    read = frames_of(mixed(reader, frames, rng))
-                    counts = frame_counts(flat["squared"][sources, to], a, reader.squares, written, read)
-                    flat["p_covariance"][sources, to] = (1 + counts).double() / (1 + frames**2)
+                if pooled:
+                    assert isinstance(drawn, Tensor)
+                    counts = pooled_counts(
+                        flat["squared"][sources, to], a, reader.squares, drawn, drawn_heads(reader, pooled, rng)
+                    )
+                    flat["p_covariance"][sources, to] = (1 + counts).double() / (1 + pooled**2)
                 b.append(reader.squares)
                 asked.append((sources, to))
         whole = flat | self._random_orientation(flat, a, torch.cat(b), asked, faces.dims, draws)
@@ -191,7 +197,7 @@ class Composition:
     ) -> dict[str, Tensor]:
         """Exact moments and sampled tails of the null of ``circuits.weights.haar``."""
         squared = flat["squared"].nan_to_num(0.0)
-        single = {name: flat[name].nan_to_num(0.0) for name in ("by_writer", "by_reader", "strongest")}
+        single = {name: flat[name].nan_to_num(0.0) for name in ("by_writer", "by_reader", "strongest", "kernel")}
         rng = torch.Generator().manual_seed(self.seed)
         tails = upper_tails(squared, a, b, asked, dims, draws, rng, **single)
         mean, sd = squared_score_moments(a[:, None], b[None], dims)

@@ -28,7 +28,7 @@ from circuits.results import labelled
 from circuits.weights.composition import false_discovery
 from circuits.weights.folded import FoldedWeights, folded, through_tokens
 from circuits.weights.haar import squared_score_moments, upper_tails
-from circuits.weights.interfaces import MODES, Interfaces, Side, side
+from circuits.weights.interfaces import MODES, Interfaces, Side, check_dims, side
 from circuits.weights.pairs import compose_pairs
 
 PARTS = (*(f"embed.{mode}" for mode in MODES), *(f"position.{mode}" for mode in MODES), "unembed")
@@ -76,6 +76,7 @@ class EmbeddingComposition:
             TypeError, ValueError: not a hooked model, NaN weights, or a model that cannot be represented.
         """
         weights = folded(model)
+        check_dims(weights.dims)
         layers, heads = weights.W_O.shape[:2]
         found = {
             name: np.full((len(PARTS), layers, heads), np.nan) for name in ("value", "stderr", "null_mean", "null_sd", "z", "p")

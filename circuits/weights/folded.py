@@ -163,7 +163,12 @@ def folded(model: Any) -> FoldedWeights:
 
 
 def own(model: Any) -> HookedTransformer:
-    """The model itself, or the same one in our class; see ``circuits.from_transformer_lens``."""
+    """The model itself, or the same one in our class; see ``circuits.from_transformer_lens``.
+
+    Raises:
+        TypeError: not a hooked model. ValueError: one that cannot be represented.
+    """
+    check_model(model)
     if isinstance(model, HookedTransformer):
         return model
     from circuits.models.convert import from_transformer_lens

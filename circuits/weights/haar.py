@@ -133,6 +133,7 @@ def upper_tails(
     by_writer: Float[Tensor, "src dst"] | None = None,
     by_reader: Float[Tensor, "src dst"] | None = None,
     strongest: Float[Tensor, "src dst"] | None = None,
+    kernel: Float[Tensor, "src dst"] | None = None,
 ) -> dict[str, Float[Tensor, "src dst"]]:
     """Upper-tail p-values under random orientation, of the score and of its strongest components.
 
@@ -140,13 +141,14 @@ def upper_tails(
         squared: observed squared scores. a, b: squared singular values of writers and readers.
         pairs: blocks of sources and destinations that are asked for; the score's p is 1 elsewhere.
         dims: of the space they meet in. draws: sampled orientations, shared by all pairs.
-        by_writer, by_reader, strongest: observed ``max_i sum_j b_j C_ij^2 / sum b``, ``max_j sum_i a_i C_ij^2 / sum a`` and
-            ``max_ij C_ij^2``, if wanted.
+        by_writer, by_reader, strongest, kernel: observed ``max_i sum_j b_j C_ij^2 / sum b``, ``max_j sum_i a_i C_ij^2 / sum a``,
+            ``max_ij C_ij^2`` and ``sum_ij C_ij^2 / min(r, q)``, if wanted.
 
     Returns:
-        ``p``, and ``p_by_writer, p_by_reader, p_strongest`` where given: ``(1 + count) / (1 + draws)``, 1 for a zero matrix.
+        ``p``, and ``p_by_writer, p_by_reader, p_strongest, p_kernel`` where given: ``(1 + count) / (1 + draws)``; 1 for a zero
+        matrix.
     """
-    observed = {"p": squared, "p_by_writer": by_writer, "p_by_reader": by_reader, "p_strongest": strongest}
+    observed = {"p": squared, "p_by_writer": by_writer, "p_by_reader": by_reader, "p_strongest": strongest, "p_kernel": kernel}
     counts = {name: torch.zeros(x.shape, dtype=torch.int64) for name, x in observed.items() if x is not None}
     weights_b, bound = shares(b).float(), reached(squared)
     # Held for each draw: what writers write, what readers read, and the scores of one block of pairs.
@@ -163,4 +165,7 @@ def upper_tails(
             counts["p_by_reader"] += count_largest(by_reader, written.amax(1))
         if strongest is not None:
             counts["p_strongest"] += count_largest(strongest.flatten()[None], blocks.amax((0, 1))[None]).view_as(strongest)
+        if kernel is not None:
+            overlap = blocks.sum((0, 1)) / min(blocks.shape[:2])
+            counts["p_kernel"] += count_largest(kernel.flatten()[None], overlap[None]).view_as(kernel)
     return {name: (1 + found).double() / (1 + draws) for name, found in counts.items()}

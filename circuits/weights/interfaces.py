@@ -110,6 +110,8 @@ class Interfaces:
     def _of(self, outer: Tensor, inner: tuple[Tensor, Tensor]) -> Side:
         """Decomposed in float64, kept in the model's precision: directions are many, and cosines need no more."""
         made = _side(outer, *inner)
+        # There are no more directions than dimensions; where the norms leave fewer than d_head, the other values are 0.
+        made = Side(made.squares[:, : self.dims], made.directions[:, : self.dims])
         return Side(made.squares, made.directions.to(self.weights.W_E.dtype))
 
     def _entering(self, root: Root | None, name: str, layer: int) -> Tensor:
@@ -149,6 +151,7 @@ def interfaces(
     """
     layers, kind = weights.cfg.n_layers, weights.cfg.positional_embedding_type
     removed = mean_direction(weights) if remove_mean else None
+    check_dims(weights.dims - remove_mean)
     if incoming == "everything":
         nothing = (None,) * layers
         return Interfaces(weights, nothing, nothing, removed=removed)
@@ -164,6 +167,16 @@ def interfaces(
     of_positions = (root_of(weights.W_pos.mT @ weights.W_pos),) * layers
     behind_norm = kind == "shortformer"
     return Interfaces(weights, of_tokens if behind_norm else of_positions, of_positions, behind_norm, removed)
+
+
+def check_dims(dims: int) -> None:
+    """Refuse a stream in which there is no direction to be random.
+
+    Raises:
+        ValueError: fewer than 2 dimensions.
+    """
+    if dims < 2:
+        raise ValueError(f"writers and readers meet in {dims} dimensions, a null needs 2: use a model with a larger d_model")
 
 
 def root_of(moment: Float[Tensor, "d_model d_model"]) -> Root:
@@ -191,7 +204,7 @@ def activation_moments(
 ) -> list[Float[Tensor, "d_model d_model"]]:
     """Second moment of what each layer's heads read, ``x P / sigma`` (before gain and shift), over examples and positions."""
     cfg = weights.cfg
-    check_tokens(tokens, d_vocab=cfg.d_vocab, n_ctx=cfg.n_ctx, device=device_of(model), needed_by="a second moment")
+    check_tokens(tokens, d_vocab=cfg.d_vocab, n_ctx=cfg.n_ctx, needed_by="a second moment")
     moments = [torch.zeros(cfg.d_model, cfg.d_model, dtype=torch.float64) for _ in range(cfg.n_layers)]
     normed = cfg.normalization_type is not None
 
@@ -202,6 +215,6 @@ def activation_moments(
         moments[int(hook.name.split(".")[1])].addmm_(seen.mT, seen)
 
     with undisturbed(model), model.hooks(fwd_hooks=[(resid_pre_name(layer), keep) for layer in range(cfg.n_layers)]):
-        for part in tokens.split(16):
+        for part in tokens.to(device_of(model)).split(16):
             model(part)
     return [moment / tokens.numel() for moment in moments]

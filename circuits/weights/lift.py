@@ -80,7 +80,8 @@ def pooled_lift(triples: "xr.Dataset", tokens: Int[Tensor, "example pos"]) -> "x
 
     Returns:
         Scalars: ``value`` in nats (chance 0; NaN where nothing is expected, -inf where nothing is observed), ``stderr`` by the
-        jackknife over examples, ``observed``, ``expected``.
+        jackknife over examples, rates without the source included (NaN where one example is all there is), ``observed``,
+        ``expected``.
 
     Raises:
         TypeError, ValueError: as ``measured_lift``.
@@ -89,17 +90,15 @@ def pooled_lift(triples: "xr.Dataset", tokens: Int[Tensor, "example pos"]) -> "x
     """
     import xarray as xr
 
-    sums = np.zeros((2, len(tokens)))  # observed and expected, by example
-    for _, example, seen, hit in _occasions(triples, tokens):
-        if seen.all() or not seen.any():
-            continue
-        sums[0] += np.bincount(example[seen & hit], minlength=len(tokens))
-        sums[1] += np.bincount(example[seen], minlength=len(tokens)) * hit[~seen].mean()
-    observed, expected = sums.sum(1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        value = np.log(observed / expected)
-        without = np.log((observed - sums[0]) / (expected - sums[1]))
     n = len(tokens)
+    whole, left_out = np.zeros(2), np.zeros((2, n))  # observed and expected; of all examples, and of all but one
+    for _, example, seen, hit in _occasions(triples, tokens):
+        of = [np.bincount(example[kind], minlength=n) for kind in (seen & hit, seen, ~seen & hit, ~seen)]
+        whole += _observed_and_expected(*(counts.sum() for counts in of))
+        left_out += _observed_and_expected(*(counts.sum() - counts for counts in of))
+    observed, expected = whole
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value, without = np.log(observed / expected), np.log(left_out[0] / left_out[1])
     stderr = np.sqrt((n - 1) / n * np.square(without - without.mean()).sum()) if n > 1 and np.isfinite(without).all() else np.nan
     scalars = {"value": value, "stderr": stderr, "chance": 0.0, "observed": observed, "expected": expected}
     return xr.Dataset(
@@ -182,6 +181,13 @@ def bug_share(
             "data_hash": array_hash(tokens.cpu()),
         },
     )
+
+
+def _observed_and_expected(count_with: Any, n_with: Any, count_without: Any, n_without: Any) -> np.ndarray:
+    """Completions with the source, and as many as the rate without it would give; 0 and 0 without occasions of both kinds."""
+    both = (np.asarray(n_with) > 0) & (np.asarray(n_without) > 0)
+    rate = count_without / np.maximum(n_without, 1)
+    return np.stack((np.where(both, count_with, 0.0), np.where(both, n_with * rate, 0.0)))
 
 
 def _occasions(

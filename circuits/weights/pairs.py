@@ -36,7 +36,7 @@ def compose_pairs(writer: Side, reader: Side, dims: int) -> Pairs:
     src, r, dst, q = *writer.directions.shape[:2], *reader.directions.shape[:2]
     a, b = shares(writer.squares), shares(reader.squares)
     # Directions of vanishing singular values are arbitrary: they belong to no subspace.
-    real_a, real_b = significant(writer.squares), significant(reader.squares)
+    real_a, real_b = significant(writer), significant(reader)
     cosines = writer.directions.flatten(0, 1) @ reader.directions.flatten(0, 1).T
     squares = cosines.square_().view(src, r, dst, q)
     # How strongly each direction of the writer is read, and how much of it lies in the reader's subspace.
@@ -58,9 +58,11 @@ def compose_pairs(writer: Side, reader: Side, dims: int) -> Pairs:
     )
 
 
-def significant(squares: Float[Tensor, "head r"]) -> Float[Tensor, "head r"]:
-    """1 for singular values that are not rounding, 0 for the rest."""
-    return (squares > squares.amax(-1, keepdim=True) * 1e-20).to(squares) * (squares > 0)
+def significant(one: Side) -> Float[Tensor, "head r"]:
+    """1 for singular values that are not rounding: above ``r`` units in the last place of the largest, or 1e-10 of it; else 0."""
+    squares, r = one.squares, one.squares.shape[-1]
+    least = max(1e-10, r * torch.finfo(one.directions.dtype).eps) ** 2
+    return (squares > squares.amax(-1, keepdim=True) * least).to(squares) * (squares > 0)
 
 
 @lru_cache(maxsize=16)

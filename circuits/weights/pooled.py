@@ -1,13 +1,20 @@
 """Pooled directions: how strongly heads would compose if they drew their directions from all heads of their layers.
 
-Writers' frames span Gaussian vectors whose covariance is the sum over earlier heads of ``sum_i s_i^2 v_i v_i^T / sum s^2``,
-readers' likewise over the heads of one layer; the first direction of a frame lies along its first vector. A pair is compared with
-what its own two spectra would score with such frames in place of its directions: ``p = (1 + count) / (1 + n)`` over all ``n``
-pairs of a writers' and a readers' frame. Pairs of frames share frames, so the count varies more than one over as many
-independent draws.
+``Sigma_W`` is the sum over earlier heads of ``sum_i s_i^2 v_i v_i^T / sum s^2``, ``Sigma_R`` likewise over the heads of one
+layer. A null pair has as many independent Gaussian vectors ``v_i ~ N(0, Sigma_W)``, ``w_j ~ N(0, Sigma_R)`` as the pair has
+singular directions, weighted by the pair's own squared singular values, and scores as it does:
 
-This null answers "more than heads that write and read what their layers write and read on the whole?". Real heads differ from
-each other more than frames of one covariance do, so it is no match for the rank among real pairs. Source: covariance-matched
+    S = sum_ij a_i b_j (v_i . w_j)^2 / (sum_i a_i |v_i|^2  sum_j b_j |w_j|^2)
+
+The vectors are not made orthogonal: that would flatten what they span, and with it the covariance they are drawn from. So the
+mean of ``S`` is close to ``tr(Sigma_W Sigma_R) / (tr Sigma_W tr Sigma_R)``, which is the mean over all pairs of the real heads,
+and since the vectors of one head may repeat each other its spread is, if anything, too large: p-values of unrelated heads that do
+share a covariance err to the careful side. Only nearly rank-one heads (singular values as 1/i^2), of which a handful makes a
+poor estimate of what they share, fall below .05 up to twice as often (tests/science/test_composition.py).
+``p = (1 + count) / (1 + n)`` over all ``n`` pairs of a drawn writer and a drawn reader; these pairs share heads, so the count
+varies more than one over as many independent draws.
+
+This null answers "more than heads that write and read what their layers write and read on the whole?". Source: covariance-matched
 control for composition scores, ours.
 """
 
@@ -15,36 +22,33 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits.weights.haar import orthonormal, reached, shares, through_writers
+from circuits.weights.haar import reached, shares, through_writers
 from circuits.weights.interfaces import Side
 
 
-def mixed(one: Side, frames: int, rng: torch.Generator) -> Float[Tensor, "frame r dims"]:
-    """Gaussian vectors, ``r`` for each frame, whose covariance is the sum over heads of ``sum_i s_i^2 v_i v_i^T / sum s^2``."""
-    heads, r = one.squares.shape
+def drawn_heads(one: Side, heads: int, rng: torch.Generator) -> Float[Tensor, "drawn r dims"]:
+    """Gaussian vectors, ``r`` for each drawn head, of covariance ``sum over heads of sum_i s_i^2 v_i v_i^T / sum s^2``."""
+    real, r = one.squares.shape
     # A Gaussian vector of a head's covariance is a random combination of its weighted directions.
     scaled = (shares(one.squares)[..., None].sqrt() * one.directions).flatten(0, 1).float()
-    return (torch.randn(frames * r, heads * r, generator=rng) @ scaled).view(frames, r, -1)
+    return (torch.randn(heads * r, real * r, generator=rng) @ scaled).view(heads, r, -1)
 
 
-def frames_of(vectors: Float[Tensor, "frame r dims"]) -> Float[Tensor, "frame r dims"]:
-    """Orthonormal rows that span them, the first along the first."""
-    return orthonormal(vectors.mT.double()).mT.float()
-
-
-def frame_counts(
+def pooled_counts(
     squared: Float[Tensor, "src dst"],
     a: Float[Tensor, "src r"],
     b: Float[Tensor, "dst q"],
-    writer: Float[Tensor, "frame r dims"],
+    writer: Float[Tensor, "drawn r dims"],
     reader: Float[Tensor, "other q dims"],
 ) -> Int[Tensor, "src dst"]:
-    """How many pairs of a writers' and a readers' frame, with a pair's own spectra, score at least what it does.
+    """How many pairs of a drawn writer and a drawn reader, with a pair's own spectra, score at least what it does.
 
     Args:
         squared: observed squared scores. a, b: squared singular values of writers and readers.
     """
-    blocks = (writer.transpose(0, 1).flatten(0, 1) @ reader.flatten(0, 1).T).square_()  # [r frame, other q]
-    written = through_writers(a, blocks.view(writer.shape[1], len(writer), len(reader), -1))  # [src frame other q]
-    scores = written @ shares(b).float().T
-    return (scores >= reached(squared)[:, None, None]).sum((1, 2))
+    a, b = shares(a).float(), shares(b).float()
+    blocks = (writer.transpose(0, 1).flatten(0, 1) @ reader.flatten(0, 1).T).square_()  # [r drawn, other q]
+    written = through_writers(a, blocks.view(writer.shape[1], len(writer), len(reader), -1))  # [src drawn other q]
+    sizes = torch.einsum("mr,fr->mf", a, writer.square().sum(-1)), torch.einsum("nq,gq->gn", b, reader.square().sum(-1))
+    bound = reached(squared)[:, None, None] * sizes[0][:, :, None, None] * sizes[1]
+    return (written @ b.T >= bound).sum((1, 2))

@@ -80,7 +80,7 @@ def two_sided_p(value: Float[np.ndarray, "*shape"], null: Float[np.ndarray, "sam
 def beside(
     value: Float[np.ndarray, "*shape"], null: Float[np.ndarray, "sample *#shape"] | None
 ) -> dict[str, Float[np.ndarray, "*shape"]]:
-    """A value with the mean and sd of its null, z and p; NaN without a null.
+    """A value with the mean and sd of its null, z and p; NaN without a null, z also where the null has no spread.
 
     Args:
         value: what was measured. null: samples of it by chance, first axis; broadcast against the rest.
@@ -92,5 +92,6 @@ def beside(
     mean = np.where(defined, null.mean(0), np.nan)
     sd = np.where(defined, null.std(0, ddof=1), np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
-        z = (value - mean) / sd
+        z = np.where((sd == 0) & (value == mean), 0.0, (value - mean) / sd)
+    z[np.isinf(z)] = np.nan  # a null without spread has no unit to measure a distance in
     return {"value": value, "null_mean": mean, "null_sd": sd, "z": z, "p": two_sided_p(value, null)}

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from circuits.data.tokenizer import token_strings
 from circuits.models.upstream import FactoredMatrix
+from circuits.weights.factored import product_eigenvalues, product_norm
 
 if TYPE_CHECKING:
     import xarray as xr
     from tokenizers import Tokenizer
 
-Side = str
+Axis = str
 """What an axis runs over: ``"token"``, ``"position"``, or ``"d_model"`` (without embeddings)."""
 
 BLOCK = 2**22
@@ -46,7 +47,7 @@ class Circuit:
     left: Float[Tensor, "rows r"]
     right: Float[Tensor, "r columns"]
     dims: tuple[str, str]
-    sides: tuple[Side, Side]
+    sides: tuple[Axis, Axis]
     bias: Float[Tensor, "columns"] | None = None
     row_bias: Float[Tensor, "rows"] | None = None
     exact: bool = False
@@ -175,17 +176,17 @@ class Circuit:
         return xr.Dataset(data, coords={"rank": np.arange(len(values))}, attrs={"circuit": self.name, "note": self.note})
 
     def norm(self) -> float:
-        """Frobenius norm through the two ``r x r`` Grams: ``||L R||^2 = sum (L^T L) * (R R^T)``."""
-        return float(((self.left.T @ self.left) * (self.right @ self.right.T)).sum().clamp(min=0).sqrt())
+        """Frobenius norm, from the factors."""
+        return float(product_norm(self.left, self.right))
 
     def eigenvalues(self) -> Complex[Tensor, "r"]:
-        """The eigenvalues that can differ from zero: those of ``right @ left``, ``r x r``, since ``LR`` and ``RL`` share them.
+        """The eigenvalues that can differ from zero, from the factors (``circuits.weights.factored``).
 
         Raises:
             ValueError: rows and columns are not the same space.
         """
         self._check_square("eigenvalues")
-        return torch.linalg.eigvals(self.right @ self.left)
+        return product_eigenvalues(self.left, self.right)
 
     def _row_blocks(self) -> Iterator[tuple[int, Float[Tensor, "block columns"]]]:
         size = max(1, BLOCK // self.shape[1])
@@ -239,7 +240,7 @@ def first_largest(values: Float[Tensor, "n"], k: int) -> Int[Tensor, "at_most_k"
     return places[values[places].sort(descending=True, stable=True).indices]
 
 
-def token_id(given: int | str, size: int, side: Side = "token", tokenizer: "Tokenizer | None" = None) -> int:
+def token_id(given: int | str, size: int, side: Axis = "token", tokenizer: "Tokenizer | None" = None) -> int:
     """The place on an axis that an id or a one-token text names.
 
     Raises:

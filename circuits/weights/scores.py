@@ -46,10 +46,19 @@ def composition_scores(
         ``1 / sqrt(d_model)``; see ``circuits.weights.composition`` for what a score is worth. Exact to 1e-6 in float32.
 
     Raises:
-        ValueError: shapes that do not belong together (grouped keys and values must be expanded to one for each head).
+        TypeError: not tensors of one precision, float32 or float64. ValueError: NaN weights, or shapes that do not belong
+            together (grouped keys and values must be expanded to one for each head).
 
     Source: the module's docstring.
     """
+    weights = {"W_Q": W_Q, "W_K": W_K, "W_V": W_V, "W_O": W_O}
+    for name, weight in weights.items():
+        if not isinstance(weight, Tensor) or weight.dtype not in (torch.float32, torch.float64) or weight.dtype != W_Q.dtype:
+            given = str(weight.dtype) if isinstance(weight, Tensor) else type(weight).__name__
+            raise TypeError(f"{name} is {given}; need four float32 or four float64 tensors, e.g. model.W_Q")
+        if weight.ndim != 4 or not bool(torch.isfinite(weight).all()):
+            fault = "holds NaN or infinite weights" if weight.ndim == 4 else f"has shape {tuple(weight.shape)}"
+            raise ValueError(f"{name} {fault}; need [layer, head, d_model, d_head] of finite numbers, e.g. model.W_Q")
     layers, heads, d_model, r = W_Q.shape
     expected = {"W_K": (layers, heads, d_model, r), "W_V": (layers, heads, d_model, r), "W_O": (layers, heads, r, d_model)}
     for name, weight in (("W_K", W_K), ("W_V", W_V), ("W_O", W_O)):

@@ -110,7 +110,9 @@ class WeightSpectra:
         if len(rows):
             shares = _diagonal(w, w.W_V.flatten(0, 1), w.W_O.flatten(0, 1), rows, torch.float64)
             values |= {name: share.reshape(w.W_V.shape[:2]) for name, share in shares.items()}
-            errors |= {name: np.sqrt(values[name] * (1 - values[name]) / len(rows)) for name in shares}
+            # Drawn without replacement: the error is 0 where all tokens were looked at.
+            left = 1 - (len(rows) - 1) / max(1, w.W_E.shape[0] - 1)
+            errors |= {name: np.sqrt(values[name] * (1 - values[name]) / len(rows) * left) for name in shares}
         if scores is not None:
             values["qk_trace"], errors["qk_trace"] = mean_and_stderr(_traces(w, scores))
         identity = model_hash(model)

@@ -94,15 +94,17 @@ def test_tails_are_counts_over_the_very_blocks():
     read = torch.einsum("kij,nj->kin", squares, shares(b)).amax(1)
     written = torch.einsum("mi,kij->kmj", shares(a), squares).amax(2)
     largest = squares.amax((1, 2))
-    observed = [torch.full((2, 3), level, dtype=torch.float64) for level in (0.1, 0.2, 0.15, 0.5)]
+    overlap = squares.sum((1, 2)) / 3
+    observed = [torch.full((2, 3), level, dtype=torch.float64) for level in (0.1, 0.2, 0.15, 0.5, 0.4)]
     found = upper_tails(
         observed[0], a, b, [(slice(0, 2), slice(0, 3))], 10, 50, torch.Generator().manual_seed(1),
         by_writer=observed[1], by_reader=observed[2],
-        strongest=observed[3],
+        strongest=observed[3], kernel=observed[4],
     )  # fmt: skip
     expected = {
         "p": (1 + (score >= 0.1).sum(0)).double() / 51,
         "p_by_writer": ((1 + (read >= 0.2).sum(0)).double() / 51).expand(2, 3),
+        "p_kernel": ((1 + (overlap >= 0.4).sum()).double() / 51).expand(2, 3),
         "p_strongest": ((1 + (largest >= 0.5).sum()).double() / 51).expand(2, 3),
         "p_by_reader": ((1 + (written >= 0.15).sum(0)).double() / 51)[:, None].expand(2, 3),
     }

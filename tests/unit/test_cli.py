@@ -261,7 +261,8 @@ def test_weights_of_a_tiny_real_run(layers, elsewhere, tiny):
     result = invoke("weights", "run", "--store", "store", "--workers", 0)
     assert (result.exit_code, result.stdout) == (0, "reports/run/weights.nc\n"), result.stderr
     assert result.stderr == ""
-    names = ["embedding_composition", "skip_trigrams", "weight_spectra"] + ["composition", "k_term_copying"] * (layers - 1)
+    names = ["embedding_composition", "skip_trigrams", "weight_spectra"]
+    names += ["composition", "composition_tokens", "k_term_copying"] * (layers - 1)
     with xr.open_dataset("reports/run/weights.nc", engine="h5netcdf") as data:
         assert json.loads(data.attrs["measures"]) == sorted(names) and json.loads(data.attrs["absent"]) == {}
         assert {f"{name}_value" for name in names} <= set(data.data_vars)

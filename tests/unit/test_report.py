@@ -98,7 +98,8 @@ def only(*names: str) -> list[Section]:
 def test_what_the_weights_say_is_in_the_results_and_on_the_page(written: Any, elements: Any):
     with xr.open_dataset(written.results, engine="h5netcdf") as data:
         pairs = ("step", "mode", "src_layer", "src_head", "dst_layer", "dst_head")
-        for name in ("composition_value", "composition_q_covariance", "composition_state", "composition_standing_out_value"):
+        names = ("value", "q_covariance", "p_kernel", "p_strongest", "state", "standing_out_value", "tokens_value", "tokens_z")
+        for name in (f"composition_{name}" for name in names):
             assert set(data[name].dims) == set(pairs), name
         assert set(data["weight_spectra_z"].dims) == {"step", "layer", "head", "statistic"}
         assert set(data["embedding_composition_z"].dims) == {"step", "part", "layer", "head"}
@@ -109,6 +110,7 @@ def test_what_the_weights_say_is_in_the_results_and_on_the_page(written: Any, el
     page = written.html.read_text(encoding="utf-8")
     assert "could not be drawn" not in page and "has no data" not in page
     assert "Which K-composition pairs stand out at step 100" in page
+    assert "by tokens: score (z)" in page and "All triples together (20): observed" in page
     assert "rank in its layers" in page and "untestable at 0.01 here" in page, "2 x 2 pairs cannot reach .01 by rank"
     pictures = [a["alt"] or "" for tag, a in elements(page).tags if tag == "img"]
     assert sum(alt.startswith(("Composition of every pair", "Plane of OV copying")) for alt in pictures) == 2
@@ -144,7 +146,7 @@ def test_one_layer_has_no_composition_and_the_page_says_so(tmp_path: Path):
     written = report(Checkpoints.from_dir(path), tmp_path / "out", tmp_path / "store", sections=sections, progress=False)
     page = written.html.read_text(encoding="utf-8")
     assert "This run has one layer." in page and "could not be drawn" not in page
-    assert not (tmp_path / "store" / "composition").exists() and not (tmp_path / "store" / "k_term_copying").exists()
+    assert not {"composition", "composition_tokens", "k_term_copying"} & {path.name for path in (tmp_path / "store").iterdir()}
     with xr.open_dataset(written.results, engine="h5netcdf") as data:
         assert "weight_spectra_value" in data and not [name for name in data if "composition_standing" in str(name)]
 

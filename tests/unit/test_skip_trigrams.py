@@ -122,10 +122,33 @@ def test_pooled_lift_by_counts():
     found = pooled_lift(table((2, 5, 8)), tokens)
     assert (float(found.observed), float(found.expected)) == (2.0, 2 * 0.5)
     assert float(found.value) == pytest.approx(np.log(2.0))
-    # Without example 0 or 1: log(1 / .5); without example 2, whose rate is the expectation's, still log(2 / 1).
-    assert float(found.stderr) == pytest.approx(0.0, abs=1e-12)
+    # Without example 0 or 1 one of the two is left, over .5; without example 2 there is no place without a 2: nothing expected.
+    assert math.isnan(float(found.stderr))
     both = pooled_lift(table((2, 5, 8), (2, 7, 8), (5, 1, 3)), tokens)
     assert float(both.value) == pytest.approx(np.log(2.0)), "no occasion without the source, nothing expected, nothing counted"
+
+
+def test_pooled_lift_has_the_jackknifes_error():
+    """Against the definition: everything counted again without one example, the rate without the source included."""
+    rng = np.random.default_rng(1)
+    tokens = torch.from_numpy(rng.integers(0, 6, (25, 20)))
+    triples = table((1, 2, 3), (1, 4, 3), (0, 2, 5))
+    found = pooled_lift(triples, tokens)
+    others = [float(pooled_lift(triples, tokens[[i for i in range(25) if i != left]]).value) for left in range(25)]
+    assert float(found.stderr) == pytest.approx(math.sqrt(24 / 25 * np.square(np.array(others) - np.mean(others)).sum()))
+
+
+@pytest.mark.science
+def test_pooled_lift_covers_zero_where_the_source_is_nearly_everywhere():
+    """The rate without the source rests on few places then, and its error counts: |z| > 2 in 5% of texts, 12% at most."""
+    rng = np.random.default_rng(2)
+    found = []
+    for _ in range(200):
+        tokens = rng.integers(3, 9, (60, 12))
+        tokens[rng.random(60) < 0.8, 0] = 1
+        result = pooled_lift(table((1, 4, 5)), torch.from_numpy(tokens))
+        found.append(float(result.value) / float(result.stderr))
+    assert np.mean(np.abs(found) > 2) < 0.12
 
 
 def test_pooled_lift_is_zero_by_chance_where_a_mean_of_lifts_is_not():

@@ -267,7 +267,11 @@ def test_results_say_what_they_are():
     assert set(data.data_vars) == {"value", "stderr", "null_mean", "null_sd", "z", "p", "state"}
     assert data.attrs["stderr"].startswith("none: functions of the weights alone") and data.attrs["n_tokens"] == 30
     share = data.value.sel(statistic="ov_top5")
-    assert np.allclose(data.stderr.sel(statistic="ov_top5"), np.sqrt(share * (1 - share) / 30))
+    assert np.allclose(
+        data.stderr.sel(statistic="ov_top5"), np.sqrt(share * (1 - share) / 30 * (1 - 29 / (model.cfg.d_vocab - 1)))
+    )
+    every = WeightSpectra(null_seeds=0, diagonal_tokens=10**6)(model)
+    assert bool((every.stderr.sel(statistic=["ov_top1", "ov_top5"]) == 0).all()), "nothing was sampled"
     assert data.stderr.sel(statistic=[s for s in STATISTICS if "top" not in s]).isnull().all()
     assert (data.state.sel(statistic="qk_trace") == "missing").all()
     assert data.z.equals((data.value - data.null_mean) / data.null_sd)

@@ -200,7 +200,7 @@ def test_a_damaged_artefact_is_never_read_and_is_made_again(tmp_path: Path, dama
     [
         AttentionScores(examples=2, null_seeds=2),
         WeightSpectra(null_seeds=2, diagonal_tokens=4),
-        Composition(draws=5, frames=2),
+        Composition(draws=5, pooled_heads=2),
         SkipTrigrams(k=3),
     ],
     ids=lambda measure: measure.name,

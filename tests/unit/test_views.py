@@ -32,6 +32,7 @@ from circuits.views.html import (
     token_labels,
     with_error,
 )
+from circuits.views.sections import composition, skip_trigrams
 from circuits.views.standing import smallest_q, standing_out
 
 EVIL = "</script><script>alert(1)</script>"
@@ -358,8 +359,8 @@ def composed(layers=2, heads=3, steps=(0, 8, 64)):
             "null_mean": (dims, blank * 2), "null_sd": (dims, blank / 25),
             "p": (dims, p), "q": (dims, p * 10), "p_covariance": (dims, shared), "q_covariance": (dims, shared * 10),
             "p_layer": (dims, np.where(z >= 12, 1 / heads**2, blank * 10)),
-            "by_writer": (dims, blank), "by_reader": (dims, blank),
-            "p_by_writer": (dims, p), "p_by_reader": (dims, p), "chance": ("step", [0.3] * len(steps)),
+            "strongest": (dims, blank * 3), "kernel": (dims, blank * 7), "p_strongest": (dims, p), "p_kernel": (dims, p),
+            "z_layer": (dims, z / 10), "chance": ("step", [0.3] * len(steps)),
             "status": ("step", ["ok"] * len(steps)), "reason": ("step", [""] * len(steps)),
         },
         coords={"step": list(steps), "mode": ["Q", "K", "V"], "src_layer": range(layers), "src_head": range(heads),
@@ -552,18 +553,52 @@ def test_names_of_neighbouring_points_do_not_overlap():
 
 
 def test_what_stands_out_does_so_under_every_null_that_can_say_so():
-    composition = composed()
-    standing = standing_out(composition)
+    found = composed()
+    standing = standing_out(found)
     end = standing["value"].sel(step=64)
     assert float(end.sum()) == 1 and float(weight_figures.of_pair(standing, *KNOWN)["value"].sel(step=64)) == 1
     assert np.isnan(end.sel(src_layer=1)).all() and np.isfinite(end.sel(src_layer=0, dst_layer=1)).all()
     assert standing["testable"].values.tolist() == [[1, 1]] * 3
     # 27 tests and p >= .01: a null that could give no q below .27 has no say, and neither has one without a smallest p.
-    coarse = standing_out(composition.assign_attrs(smallest_p_covariance=0.01))
+    coarse = standing_out(found.assign_attrs(smallest_p_covariance=0.01))
     assert coarse["testable"].sel(step=0).values.tolist() == [1, 0]
     assert float(coarse["value"].sel(step=0, mode="Q").sum()) == 1
-    silent = standing_out(composition.assign_attrs(smallest_p=np.nan, smallest_p_covariance=0.01))
+    silent = standing_out(found.assign_attrs(smallest_p=np.nan, smallest_p_covariance=0.01))
     assert np.isnan(silent["value"].sel(step=0)).all(), "untestable is not the same as nothing found"
+
+
+def test_a_row_of_the_table_has_channels_beside_their_nulls_and_what_tokens_bring():
+    end = composed().sel(step=64)
+    roles = {Head(layer, head): "other" for layer in range(2) for head in range(3)}
+    row = [str(cell) for cell in composition.pair_row(end, end.assign(value=end["value"] * 0 + 0.625), KNOWN, roles)]
+    assert row[7] == "0.150<br><small>p ≤1e−4</small>" and row[8] == "0.350<br><small>p ≤1e−4</small>"
+    assert row[9] == "0.625 (40.0)"
+    made = composition.strongest_pairs(end, end, [KNOWN], roles, 64)
+    heads = re.findall(r"<th[^>]*>([^<]*)</th>", made)
+    assert heads[-3:] == ["strongest", "kernel", "by tokens: score (z)"] and len(heads) == len(row)
+
+
+@pytest.mark.parametrize(("layers", "each"), [(1, 2), (4, 2), (5, 1), (12, 1)])
+def test_skip_trigrams_are_shown_of_every_layer(layers, each):
+    value = np.random.default_rng(0).uniform(1, 2, (layers, 3, 4))
+    value[:, 1] = 3.0
+    heads = skip_trigrams.shown_heads(xr.Dataset({"value": (("layer", "head", "rank"), value)}, coords={
+        "layer": range(layers), "head": range(3)}))  # fmt: skip
+    assert [head.layer for head in heads] == [layer for layer in range(layers) for _ in range(each)]
+    assert heads[::each] == [Head(layer, 1) for layer in range(layers)]
+
+
+def test_triples_together_say_what_the_text_does_and_what_they_raise_unasked():
+    # 5 2 → 3 behind 1, 5 2 → 4 without; the crossed 2 → 7 of (1, 2, 3) and (1, 6, 7) is never seen.
+    text = torch.tensor([[1, 5, 2, 3, 6, 7]] * 6 + [[0, 5, 2, 4, 6, 7]] * 5 + [[0, 5, 2, 3, 6, 7]])
+    triples = xr.Dataset({"source": ("triple", [1, 1]), "destination": ("triple", [2, 6]), "out": ("triple", [3, 7])})
+    said = str(skip_trigrams.together(triples, text))
+    assert "All triples together (2): observed 12, expected 7.0: lift 0.54 ±" in said and "nats (chance 0)" in said
+    assert "2 of 2 crossed triples speak against the text (of the triples themselves a share of 0.00)" in said
+    absent = xr.Dataset({name: ("triple", [9]) for name in triples})
+    assert "observed 0, expected 0: too few. Crossed triples: too few" in skip_trigrams.together(absent, text)
+    never = triples.isel(triple=[0]).assign(out=("triple", [4]))
+    assert "observed 0, expected 5.0: lift −∞ nats" in skip_trigrams.together(never, text)
 
 
 def test_the_smallest_q_is_that_of_the_best_test_at_its_best():

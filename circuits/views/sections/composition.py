@@ -27,8 +27,8 @@ FROM, TO = "previous token", "induction"
 
 
 def measures(run: Checkpoints) -> list[Wanted]:
-    pairs = [Wanted(weight_measure(run, "composition"))] if run.cfg.n_layers > 1 else []
-    return [Wanted(attention_measure(run)), *pairs]
+    names = ("composition", "composition_tokens") if run.cfg.n_layers > 1 else ()
+    return [Wanted(attention_measure(run)), *(Wanted(weight_measure(run, name)) for name in names)]
 
 
 def derive(run: Checkpoints, results: Results) -> "dict[str, xr.Dataset]":
@@ -43,9 +43,9 @@ def render(run: Checkpoints, results: Results) -> str:
             "This run has one layer. Composition is between a head that writes and a later head that reads, so there is none "
             "to measure, and its measures were left out."
         )
-    composition, standing = results["composition"], results["composition_standing_out"]
-    step = last_common(composition, results["attention_scores"])
-    end, stands = composition.sel(step=step), standing.sel(step=step)
+    composition, by_tokens = results["composition"], results["composition_tokens"]
+    step = last_common(composition, by_tokens, results["attention_scores"])
+    end, stands = composition.sel(step=step), results["composition_standing_out"].sel(step=step)
     pairs = ranked(end)
     top = "; ".join(f"{name(pair)} z = {z_score(float(of_pair(end, *pair)['z']))}" for pair in pairs[:3])
     figures = [
@@ -64,8 +64,8 @@ def render(run: Checkpoints, results: Results) -> str:
         ),
     ]  # fmt: skip
     answer = Markup('<div class="headline">{}</div>').format(verdict(end, stands, roles_at(results, step), step))
-    parts = [meaning(end, stands), answer, figures[0], strongest_pairs(end, pairs[:ROWS], roles_at(results, step), step)]
-    return Markup("\n").join([*parts, figures[1]])
+    strongest = strongest_pairs(end, by_tokens.sel(step=step), pairs[:ROWS], roles_at(results, step), step)
+    return Markup("\n").join([meaning(end, stands), answer, figures[0], strongest, figures[1]])
 
 
 def meaning(end: "xr.Dataset", stands: "xr.Dataset") -> Markup:
@@ -83,11 +83,17 @@ def meaning(end: "xr.Dataset", stands: "xr.Dataset") -> Markup:
             decimal(float(end["chance"])),
         ),
         paragraph(
-            "<b>p, q of the covariance.</b> Would directions drawn from all that earlier heads write and all that the "
-            "heads of this layer read compose as much? The sharper question: what everybody shares counts for nothing. It does "
-            "not see that one pair uses the shared directions and another does not."
+            "<b>p, q of the covariance.</b> More than heads that write and read what their layers write and read on the "
+            "whole? Null heads are Gaussian with the covariance of all that earlier heads write and of all that the heads of "
+            "this layer read, weighed by the pair’s own spectra: they score as the pairs do on average. Its p errs to the "
+            "careful side. It does not ask whether a pair is unusual among real heads, which differ from each other more "
+            "than such null heads do."
         ),
-        paragraph("<b>Rank.</b> Is it the largest among the pairs of the same two layers? Its p is rank / pairs, {}.", rank),
+        paragraph(
+            "<b>Rank, and out.</b> Where does it stand among the real pairs of the same two layers? The sharper description. "
+            "The p of a rank is rank / pairs, {}.",
+            rank,
+        ),
     ]
     return Markup("\n").join(
         [
@@ -172,32 +178,37 @@ def name(pair: Pair) -> str:
     return f"{pair[0]} {pair[1]}→{pair[2]}"
 
 
-def strongest_pairs(end: "xr.Dataset", pairs: list[Pair], roles: dict[Head, str], step: int) -> Markup:
-    """The table of pairs with the largest z, every number beside its null."""
+def strongest_pairs(end: "xr.Dataset", by_tokens: "xr.Dataset", pairs: list[Pair], roles: dict[Head, str], step: int) -> Markup:
+    """The table of pairs with the largest z, every number beside its null; ``by_tokens`` is the same where tokens come in."""
     of_layers = float(end.attrs.get("smallest_p_layer", math.nan))
     untestable = f" (untestable at {ALPHA} here)" if of_layers > ALPHA else ""
     head = ("pair", "score", "score²; random: mean", "z", "p, q: random", "p, q: covariance", "rank in its layers")
     return table(
-        (*head, "by writer", "by reader"), [pair_row(end, pair, roles) for pair in pairs], numeric=range(1, 9),
+        (*head, "strongest", "kernel", "by tokens: score (z)"),
+        [pair_row(end, by_tokens, pair, roles) for pair in pairs], numeric=range(1, 10),
         caption=f"Step {count(step)}: the {len(pairs)} pairs with the largest z, of all modes. Chance of the score: "
         f"{decimal(float(end['chance']))}. ≤: as small as that p can be; of a rank {probability(of_layers)}{untestable}. Out: "
         "distance from the other pairs of these layers in robust sd, without what all pairs of the writer or of the reader "
-        "share; a description, no test. By writer: the largest share of what is read that one direction of the writer has, "
-        "where a channel of a few dimensions shows and hardly in the score; by reader: the converse. Roles are those of the "
-        "detectors.",
+        "share; a description, no test. Strongest: the largest squared cosine of one direction written and one read; kernel: "
+        "the overlap of all that is written with all that is read; both from 0 to 1, whatever the singular values, with p "
+        "against random orientation, not adjusted for the number of pairs. A channel of few dimensions shows there, also "
+        "where spectra are steep and the score hardly sees it (by_writer and by_reader, in the results file, see it only "
+        "where spectra are mild). By tokens: a score counts directions that nothing enters; this one counts what tokens "
+        "bring, z against random orientation as before. Roles are those of the detectors.",
     )  # fmt: skip
 
 
-def pair_row(end: "xr.Dataset", pair: Pair, roles: dict[Head, str]) -> tuple[Any, ...]:
+def pair_row(end: "xr.Dataset", by_tokens: "xr.Dataset", pair: Pair, roles: dict[Head, str]) -> tuple[Any, ...]:
     """One pair's numbers; a p is marked where it is the smallest there could have been."""
     here = {str(key): float(value) for key, value in of_pair(end, *pair).data_vars.items() if value.dtype.kind == "f"}
     in_layers = end.sizes["src_head"] * end.sizes["dst_head"]
     two_lines = Markup("{}<br><small>{}</small>")
 
     def p(key: str) -> str:
-        smallest = "smallest_p" if key.startswith("p_by") else f"smallest_{key}"
+        smallest = f"smallest_{key}" if key in ("p_covariance", "p_layer") else "smallest_p"
         return probability(here[key], float(end.attrs.get(smallest, math.nan)))
 
+    of_tokens = of_pair(by_tokens, *pair)
     null = f"{decimal(here['null_mean'], 4)} (sd {spread(here['null_sd'], 5)})"
     return (
         Markup("<b>{}</b> {}→{}<br><small>{} → {}</small>").format(*pair, roles[pair[1]], roles[pair[2]]),
@@ -209,8 +220,8 @@ def pair_row(end: "xr.Dataset", pair: Pair, roles: dict[Head, str]) -> tuple[Any
         two_lines.format(
             f"{round(here['p_layer'] * in_layers)} of {in_layers}", f"p {p('p_layer')}, out {decimal(here['z_layer'], 1)}"
         ),
-        two_lines.format(decimal(here["by_writer"]), f"p {p('p_by_writer')}"),
-        two_lines.format(decimal(here["by_reader"]), f"p {p('p_by_reader')}"),
+        *(two_lines.format(decimal(here[key]), f"p {p(f'p_{key}')}") for key in ("strongest", "kernel")),
+        f"{decimal(float(of_tokens['value']))} ({z_score(float(of_tokens['z']))})",
     )
 
 

@@ -12,13 +12,14 @@ from circuits.models.heads import Head
 from circuits.views.formation import last_common, roles_at
 from circuits.views.html import count, decimal, paragraph, shortened, table, token_labels, with_error
 from circuits.views.sections import Results, Section, Wanted
-from circuits.weights.lift import measured_lift
+from circuits.weights.lift import bug_share, measured_lift, pooled_lift
 
 if TYPE_CHECKING:
     import xarray as xr
     from torch import Tensor
 
-MOST_HEADS, IN_FIRST_LAYER, IN_LATER_LAYERS = 8, 4, 2
+HEADS, MANY_LAYERS = 2, 4
+"""Heads shown of each layer, and the most layers of which that many are shown: beyond, one of each."""
 ROWS = 8
 LONGEST_LABEL = 28
 
@@ -36,7 +37,11 @@ def render(run: Checkpoints, results: Results) -> str:
     lift = (
         "<em>lift</em>, in nats, asks held-out {}: how much likelier out follows destination where source stands earlier "
         "than where it does not (chance 0; – where the text never has the one or the other). It is an association in the "
-        "text, which the head may or may not serve; its error takes positions as independent and is too small."
+        "text, which the head may or may not serve; its error takes positions as independent and is too small. Below each "
+        "table, of all best triples of the head that were kept: how often the text completes them, and how often it would "
+        "if out followed destination as where source does not stand earlier (error over texts); and the crossed triples "
+        "(s … d → p below) whose out follows their destination less often than chance, whatever the context, beside the "
+        "share of that among the triples themselves."
         if text is not None
         else "This run has no held-out text to check them on.{}"
     )
@@ -51,17 +56,17 @@ def render(run: Checkpoints, results: Results) -> str:
             kind,
         )
     ]
-    roles = roles_at(results, step)
-    tables = [
-        trigrams(run, end.sel(layer=head.layer, head=head.head), f"{head} ({roles[head]})", text) for head in shown_heads(end)
-    ]
+    roles, heads = roles_at(results, step), shown_heads(end)
+    tables = [trigrams(run, end.sel(layer=head.layer, head=head.head), f"{head} ({roles[head]})", text) for head in heads]
     if not tables:
         return Markup("\n").join([*parts, paragraph("No head has a positive triple at step {}.", count(step))])
+    n, without = per_layer(end), [str(x) for x in end["layer"].values if not any(head.layer == x for head in heads)]
     parts.append(
         paragraph(
-            "Step {}: of each layer the heads with the largest mean value of their {} best triples, and {} triples of each. "
+            "Step {}: of each layer the {} with the largest mean value of {} {} best triples{}, and {} triples of each. "
             "A head that raises s … d → o and s … e → p raises s … d → p too, wanted or not.",
-            count(step), end.sizes["rank"], ROWS,
+            count(step), *(("head", "its") if n == 1 else (f"{n} heads", "their")), end.sizes["rank"],
+            f" (none has a positive one: layer {', '.join(without)})" if without else "", ROWS,
         )
     )  # fmt: skip
     parts.append(
@@ -81,29 +86,35 @@ def held_out(run: Checkpoints) -> "tuple[str, Tensor | None]":
     return kind, run.evaluation[kind]
 
 
+def per_layer(end: "xr.Dataset") -> int:
+    return 1 if end.sizes["layer"] > MANY_LAYERS else HEADS
+
+
 def shown_heads(end: "xr.Dataset") -> list[Head]:
-    """Of each layer the heads with the largest mean value; the first layer has the most, as its triples are read most "
-    "directly."""
+    """Of each layer the heads with the largest mean value."""
     mean = end["value"].fillna(0.0).mean("rank").transpose("layer", "head")
     heads = []
     for i, layer in enumerate(mean["layer"].values):
-        order = np.argsort(-mean.values[i], kind="stable")[: IN_LATER_LAYERS if i else IN_FIRST_LAYER]
+        order = np.argsort(-mean.values[i], kind="stable")[: per_layer(end)]
         heads += [Head(int(layer), int(mean["head"].values[h])) for h in order if mean.values[i, h] > 0]
-    return heads[:MOST_HEADS]
+    return heads
 
 
 def trigrams(run: Checkpoints, here: "xr.Dataset", caption: str, text: "Tensor | None") -> Markup:
-    """One head's best triples."""
+    """One head's best triples and, given a text, what it says of all that are kept of this head together."""
     import xarray as xr
 
-    kept = here.isel(rank=np.flatnonzero(np.nan_to_num(here["source"].values, nan=-1) >= 0)[:ROWS])
+    whole = here.isel(rank=np.flatnonzero(np.nan_to_num(here["source"].values, nan=-1) >= 0))
+    kept = whole.isel(rank=slice(ROWS))
     ids = {name: kept[name].values.astype(int) for name in ("source", "destination", "out")}
     labels = {
         name: [shortened(label, LONGEST_LABEL) for label in token_labels(run.tokenizer, at.tolist())] for name, at in ids.items()
     }
-    lifts = None
+    lifts, said = None, Markup("")
     if text is not None and len(ids["source"]):
-        lifts = measured_lift(xr.Dataset({name: ("triple", at) for name, at in ids.items()}), text.long())
+        triples = xr.Dataset({name: ("triple", whole[name].values.astype(int)) for name in ids})
+        lifts = measured_lift(triples.isel(triple=slice(ROWS)), text.long())
+        said = together(triples, text.long())
     rows: list[tuple[Any, ...]] = []
     code = Markup("<code>{}</code>")
     for i in range(kept.sizes["rank"]):
@@ -111,9 +122,28 @@ def trigrams(run: Checkpoints, here: "xr.Dataset", caption: str, text: "Tensor |
         numbers = (decimal(float(kept[name].values[i]), 1) for name in ("qk", "ov", "value"))
         rows.append((*tokens, *numbers, *(() if lifts is None else (_lift(lifts, i),))))
     columns = ("source …", "destination", "→ out", "qk", "ov", "value")
-    return table(
+    made = table(
         columns if lifts is None else (*columns, "lift"), rows, caption=caption, numeric=range(3, 7 if lifts is not None else 6)
     )
+    return Markup("<div>{}{}</div>").format(made, said)
+
+
+def together(triples: "xr.Dataset", text: "Tensor") -> Markup:
+    """All triples of a head as one, and what they raise unasked, on a text."""
+    pooled, bugs = pooled_lift(triples, text), bug_share(triples, text)
+    value, stderr, observed, expected = (float(pooled[name]) for name in ("value", "stderr", "observed", "expected"))
+    if not expected > 0:
+        lift = f"observed {count(observed)}, expected 0: too few"
+    else:
+        size = with_error(value, stderr, 2) if observed else "−∞"
+        lift = f"observed {count(observed)}, expected {decimal(expected, 1)}: lift {size} nats (chance 0)"
+    measured = int(bugs["n_measured"])
+    crossed = f"{count(int(bugs['n_bugs']))} of {count(measured)} crossed triples speak against the text"
+    own = decimal(float(bugs["chance"]), 2)
+    return paragraph(
+        "<small>All triples together ({}): {}. {}.</small>", count(triples.sizes["triple"]), lift,
+        f"{crossed} (of the triples themselves a share of {own})" if measured else "Crossed triples: too few",
+    )  # fmt: skip
 
 
 def _lift(lifts: "xr.Dataset", i: int) -> str:

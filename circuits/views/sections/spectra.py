@@ -1,4 +1,4 @@
-"""Token circuits: the eigenvalue plane, the spectra of every head, and the strongest skip-trigrams."""
+"""Token circuits: the eigenvalue plane, copying over training, and the statistics of every head."""
 
 from typing import TYPE_CHECKING, Any
 
