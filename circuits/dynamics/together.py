@@ -17,12 +17,11 @@ if TYPE_CHECKING:
 
 
 def measure_all(
-    measures: Iterable[Measure], run: Checkpoints, store: Path, *, workers: int = 0, progress: bool | None = None
+    wanted: Iterable[tuple[Measure, Checkpoints]], store: Path, *, workers: int = 0, progress: bool | None = None
 ) -> None:
-    """Put every measure over every checkpoint, all under one bar and in one pool; what the store has is kept."""
-    measures = tuple(measures)
-    tasks = [Task(measure, run, step, store) for step in run.steps for measure in measures]
-    with bar(total=len(tasks), label=run.name, on=progress, unit="task") as shown:
+    """Put every measure over its checkpoints, all under one bar and in one pool; what the store has is kept."""
+    tasks = [Task(measure, run, step, store) for measure, run in wanted for step in run.steps]
+    with bar(total=len(tasks), label=tasks[0].run.name if tasks else "", on=progress, unit="task") as shown:
         failed = 0
         for outcome in run_tasks(tasks, workers=workers):
             failed += outcome.status == "failed"
@@ -31,11 +30,11 @@ def measure_all(
                 shown.set_postfix(failed=failed)
 
 
-def gather_all(measures: Iterable[Measure], run: Checkpoints, store: Path) -> "tuple[dict[str, xr.Dataset], dict[str, str]]":
+def gather_all(wanted: Iterable[tuple[Measure, Checkpoints]], store: Path) -> "tuple[dict[str, xr.Dataset], dict[str, str]]":
     """What the store has of each measure, by name, and for a measure without any artefact the reason; no folder is named."""
     results: dict[str, xr.Dataset] = {}
     absent: dict[str, str] = {}
-    for measure in measures:
+    for measure, run in wanted:
         try:
             results[measure.name] = clean(gather(measure, run, store))
         except ValueError as error:

@@ -92,9 +92,9 @@ def weigh(run: Checkpoints, *, store: str | Path | None = None, workers: int = 0
             return weigh(run, store=folder, workers=workers, progress=progress)
     if Path(store).is_file():
         raise ValueError(f"store is {store}, a file; give a folder")
-    measures = weight_measures(run)
-    measure_all(measures, run, Path(store), workers=workers, progress=progress)
-    results, absent = gather_all(measures, run, Path(store))
+    wanted = [(measure, run) for measure in weight_measures(run)]
+    measure_all(wanted, Path(store), workers=workers, progress=progress)
+    results, absent = gather_all(wanted, Path(store))
     if not results:
         raise ValueError(next(iter(absent.values())))
     return Weighed(run.name, results, absent)

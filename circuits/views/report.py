@@ -65,8 +65,10 @@ def report(
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{what} is {folder}, a file; give a folder")
     wanted = measures_of(sections, run)
-    measure_all((want.measure for want in wanted.values() if want.cheap), run, store, workers=workers, progress=progress)
-    results, absent = gather_all((want.measure for want in wanted.values()), run, store)
+    end = run.select(run.steps[-1:])
+    parts_of = {name: (want.measure, end if want.last else run) for name, want in wanted.items()}
+    measure_all((parts_of[name] for name, want in wanted.items() if want.cheap), store, workers=workers, progress=progress)
+    results, absent = gather_all(parts_of.values(), store)
     for name in absent:
         want = wanted[name]
         if not want.cheap and not any(Task(want.measure, run, step, store).record.exists() for step in run.steps):
@@ -98,7 +100,7 @@ def report(
 
 
 def measures_of(sections: Sequence[Section], run: Checkpoints) -> dict[str, Wanted]:
-    """Every measure once, by name; cheap if any section says so.
+    """Every measure once, by name; cheap if any section says so, the last checkpoint alone if all of them do.
 
     Raises:
         TypeError: ``run`` is not Checkpoints, or a measure is none. ValueError: one name, two configurations.
@@ -113,8 +115,8 @@ def measures_of(sections: Sequence[Section], run: Checkpoints) -> dict[str, Want
                     f"section {section.name!r} measures {want.measure.name} with another configuration than an earlier "
                     "section; use one"
                 )
-            if want.cheap and not known.cheap:
-                found[want.measure.name] = want
+            both = want._replace(cheap=want.cheap or known.cheap, command=known.command or want.command)
+            found[want.measure.name] = both._replace(last=want.last and known.last)
     return found
 
 

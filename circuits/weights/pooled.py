@@ -47,8 +47,11 @@ def pooled_counts(
         squared: observed squared scores. a, b: squared singular values of writers and readers.
     """
     a, b = shares(a).float(), shares(b).float()
-    blocks = (writer.transpose(0, 1).flatten(0, 1) @ reader.flatten(0, 1).T).square_()  # [r drawn, other q]
-    written = through_writers(a, blocks.view(writer.shape[1], len(writer), len(reader), -1))  # [src drawn other q]
-    sizes = torch.einsum("mr,fr->mf", a, writer.square().sum(-1)), torch.einsum("nq,gq->gn", b, reader.square().sum(-1))
-    bound = reached(squared)[:, None, None] * sizes[0][:, :, None, None] * sizes[1]
-    return (written @ b.T >= bound).sum((1, 2))
+    read, sizes = reader.flatten(0, 1).T.contiguous(), torch.einsum("nq,gq->gn", b, reader.square().sum(-1))
+    counts = torch.zeros(squared.shape, dtype=torch.int64)
+    for some in writer.split(16):  # as many as stay in a processor's cache
+        blocks = (some.transpose(0, 1).flatten(0, 1) @ read).square_()  # [r drawn, other q]
+        written = through_writers(a, blocks.view(some.shape[1], len(some), len(reader), -1))  # [src drawn other q]
+        bound = torch.einsum("mn,mf,gn->mfgn", reached(squared), a @ some.square().sum(-1).T, sizes)
+        counts += (written @ b.T >= bound).sum((1, 2))
+    return counts

@@ -98,13 +98,17 @@ def only(*names: str) -> list[Section]:
 def test_what_the_weights_say_is_in_the_results_and_on_the_page(written: Any, elements: Any):
     with xr.open_dataset(written.results, engine="h5netcdf") as data:
         pairs = ("step", "mode", "src_layer", "src_head", "dst_layer", "dst_head")
-        names = ("value", "q_covariance", "p_kernel", "p_strongest", "state", "standing_out_value", "tokens_value", "tokens_z")
+        names = ("value", "q_covariance", "p_kernel", "p_strongest", "state", "standing_out_value")
         for name in (f"composition_{name}" for name in names):
             assert set(data[name].dims) == set(pairs), name
+        # Read at the last checkpoint alone, and so with a step axis of their own.
+        for name in ("composition_tokens", "embedding_composition", "skip_trigrams"):
+            assert data[f"{name}_step"].values.tolist() == [100]
+        assert set(data["composition_tokens_z"].dims) == {"composition_tokens_step", *pairs[1:]}
         assert set(data["weight_spectra_z"].dims) == {"step", "layer", "head", "statistic"}
-        assert set(data["embedding_composition_z"].dims) == {"step", "part", "layer", "head"}
+        assert set(data["embedding_composition_z"].dims) == {"embedding_composition_step", "part", "layer", "head"}
         assert set(data["k_term_copying_z"].dims) == set(pairs) - {"mode"}
-        assert set(data["skip_trigrams_source"].dims) == {"step", "layer", "head", "rank"}
+        assert set(data["skip_trigrams_source"].dims) == {"skip_trigrams_step", "layer", "head", "rank"}
         assert set(data["composition_state"].values.flatten()) <= {"ok", "zero", "missing"}
         assert data["weight_spectra_status"].dims == ("step",), "one per checkpoint, not one per number"
     page = written.html.read_text(encoding="utf-8")

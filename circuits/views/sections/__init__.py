@@ -27,12 +27,13 @@ class Wanted(NamedTuple):
 
     Attributes:
         measure: of one model. cheap: whether the report computes it where it is missing.
-        command: what to type for an expensive one.
+        command: what to type for an expensive one. last: whether the last checkpoint is all that is read of it.
     """
 
     measure: Measure
     cheap: bool = True
     command: str | None = None
+    last: bool = False
 
 
 def nothing(run: Checkpoints, results: Results) -> "dict[str, xr.Dataset]":

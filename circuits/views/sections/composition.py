@@ -28,7 +28,10 @@ FROM, TO = "previous token", "induction"
 
 def measures(run: Checkpoints) -> list[Wanted]:
     names = ("composition", "composition_tokens") if run.cfg.n_layers > 1 else ()
-    return [Wanted(attention_measure(run)), *(Wanted(weight_measure(run, name)) for name in names)]
+    return [
+        Wanted(attention_measure(run)),
+        *(Wanted(weight_measure(run, name), last=name == "composition_tokens") for name in names),
+    ]
 
 
 def derive(run: Checkpoints, results: Results) -> "dict[str, xr.Dataset]":

@@ -13,7 +13,7 @@ from circuits.views.standing import ALPHA
 
 
 def measures(run: Checkpoints) -> list[Wanted]:
-    return [Wanted(weight_measure(run, "embedding_composition"))]
+    return [Wanted(weight_measure(run, "embedding_composition"), last=True)]
 
 
 def render(run: Checkpoints, results: Results) -> str:

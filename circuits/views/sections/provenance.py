@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
 from circuits.models.checkpoints import Checkpoints
 from circuits.views.html import count, paragraph, table
 from circuits.views.sections import Results, Section, Wanted
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 LIBRARIES = ("circuits-interp", "torch", "transformer-lens", "circuitsvis", "numpy", "xarray", "matplotlib")
 
@@ -88,8 +91,13 @@ def checkpoint_facts(run: Checkpoints, results: Results) -> "list[tuple[str, ...
             weights = run.weights_hash(step)
         except ValueError:
             weights = "unreadable"
-        rows.append((count(step), weights, *(str(data["status"].sel(step=step).values) for data in swept)))
+        rows.append((count(step), weights, *(status_at(data, step) for data in swept)))
     return rows
+
+
+def status_at(data: "xr.Dataset", step: int) -> str:
+    """How a measure went at a step; ``–`` where the report reads only the last."""
+    return str(data["status"].sel(step=step).values) if step in data["step"].values else "–"
 
 
 def versions() -> list[tuple[str, str]]:

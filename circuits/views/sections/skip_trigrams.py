@@ -25,7 +25,7 @@ LONGEST_LABEL = 28
 
 
 def measures(run: Checkpoints) -> list[Wanted]:
-    return [Wanted(attention_measure(run)), Wanted(weight_measure(run, "skip_trigrams"))]
+    return [Wanted(attention_measure(run)), Wanted(weight_measure(run, "skip_trigrams"), last=True)]
 
 
 def render(run: Checkpoints, results: Results) -> str:
