@@ -10,7 +10,7 @@ The vectors are not made orthogonal: that would flatten what they span, and with
 mean of ``S`` is close to ``tr(Sigma_W Sigma_R) / (tr Sigma_W tr Sigma_R)``, which is the mean over all pairs of the real heads,
 and since the vectors of one head may repeat each other its spread is, if anything, too large: p-values of unrelated heads that do
 share a covariance err to the careful side. Only nearly rank-one heads (singular values as 1/i^2), of which a handful makes a
-poor estimate of what they share, fall below .05 up to twice as often (tests/science/test_composition.py).
+poor estimate of what they share, fall below .05 up to twice as often.
 ``p = (1 + count) / (1 + n)`` over all ``n`` pairs of a drawn writer and a drawn reader; these pairs share heads, so the count
 varies more than one over as many independent draws.
 
