@@ -82,6 +82,16 @@ def labelled(
     return xr.Dataset(data, coords=dict(coords), attrs=about)
 
 
+def check_whole(name: str, value: Any, least: int, hint: str = "") -> None:
+    """Refuse an option that is no whole number, or too small.
+
+    Raises:
+        ValueError: it is not; ``hint`` says what else there is.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name}={value!r}: need a whole number of at least {least}{hint and f', {hint}'}")
+
+
 def mean_and_stderr(samples: Any, axis: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Mean over independent examples and its standard error (sample sd / sqrt(n)); NaN error for a single example."""
     values = np.asarray(samples, dtype=np.float64)

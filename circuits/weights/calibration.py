@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuits.results import check_whole
 from circuits.weights.haar import corner_blocks, count_largest, orthonormal, shares
 from circuits.weights.interfaces import Side
 from circuits.weights.pairs import compose_pairs, gaussian_baseline
@@ -58,6 +59,7 @@ def false_positives(law: Law, *, r: int = 16, dims: int = 64, pairs: int = 20_00
     from scipy.stats import norm
 
     a = b = squared_spectrum(law, r)
+    check_whole("pairs", pairs, 1)
 
     def scores(stream: int) -> Float[Tensor, "draw"]:
         rng = torch.Generator().manual_seed(2 * seed + stream)
@@ -116,10 +118,14 @@ def channel_auc(law: Law, width: int, *, pairs: int = 200, seed: int = 0) -> "xr
         ``Dataset(score)``: ``value`` in [0, 1], chance .5, and ``stderr`` (Hanley and McNeil 1982).
 
     Raises:
-        ValueError: there is no such law.
+        ValueError: there is no such law, or no room for such a channel.
     """
     import xarray as xr
 
+    check_whole("width", width, 0)
+    check_whole("pairs", pairs, 2)
+    if width > 12:
+        raise ValueError(f"width={width}: a channel begins behind the 4 strongest of 16 directions, so it has 12 at most")
     rng = torch.Generator().manual_seed(seed)
     made = [compose_pairs(*channels(law, w, pairs, rng), 64) for w in (width, 0)]
     areas = []

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from circuits.models.heads import Head
 from circuits.models.protocol import model_hash
-from circuits.weights.composition import check_incoming
+from circuits.results import check_whole
+from circuits.weights.composition import check_incoming, check_remove_mean
 from circuits.weights.folded import folded, own
 from circuits.weights.haar import corner_blocks, count_largest, shares
 from circuits.weights.interfaces import MODES, Incoming, Side, interfaces
@@ -60,14 +61,15 @@ def components(
     import xarray as xr
 
     check_incoming(incoming, tokens)
+    check_remove_mean(remove_mean)
+    check_whole("draws", draws, 1)
+    check_whole("seed", seed, 0)
     weights = folded(model := own(model))
     earlier, later = Head.parse(src, weights.cfg), Head.parse(dst, weights.cfg)
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}; need 'Q', 'K' or 'V'")
     if earlier.layer >= later.layer:
         raise ValueError(f"{earlier} is not in an earlier layer than {later}; a head can only read what was written before it")
-    if draws < 1:
-        raise ValueError(f"draws={draws!r}: need at least 1")
     faces = interfaces(model, weights, incoming, tokens, remove_mean=remove_mean)
     writer, reader = _one(faces.writers(earlier.layer), earlier.head), _one(faces.readers(later.layer, mode), later.head)
     a, b = shares(writer.squares)[0], shares(reader.squares)[0]

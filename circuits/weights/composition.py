@@ -45,7 +45,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuits.models.protocol import model_hash
-from circuits.results import array_hash, labelled
+from circuits.results import array_hash, check_whole, labelled
 from circuits.weights.folded import folded, own
 from circuits.weights.haar import squared_score_moments, upper_tails
 from circuits.weights.interfaces import INCOMING, MODES, Incoming, Interfaces, Side, interfaces
@@ -84,11 +84,12 @@ class Composition:
 
     def __post_init__(self) -> None:
         check_incoming(self.incoming, self.tokens)
-        if self.draws is not None and (not isinstance(self.draws, int) or self.draws < 1):
-            raise ValueError(f"draws={self.draws!r}: need a whole number of at least 1, or None for what a second allows")
-        pooled = self.pooled_heads
-        if pooled is not None and (not isinstance(pooled, int) or pooled < 0 or pooled == 1):
-            raise ValueError(f"pooled_heads={pooled!r}: need a whole number of at least 2, 0 for no covariance null, or None")
+        if self.draws is not None:
+            check_whole("draws", self.draws, 1, "or None for what a second allows")
+        if self.pooled_heads is not None and self.pooled_heads != 0:
+            check_whole("pooled_heads", self.pooled_heads, 2, "0 for no covariance null, or None")
+        check_whole("seed", self.seed, 0)
+        check_remove_mean(self.remove_mean)
         if self.tokens is not None:
             object.__setattr__(self, "_tokens", array_hash(self.tokens.cpu()))
         # One name for each kind, so that several can stand in one report.
@@ -219,6 +220,16 @@ def check_incoming(incoming: Any, tokens: Any) -> None:
         raise ValueError(f"incoming={incoming!r} and {fault}; tokens belong to incoming='activations', and it needs them")
     if tokens is not None and not isinstance(tokens, Tensor):
         raise TypeError(f"tokens are a {type(tokens).__name__}; need an integer tensor [example, pos]")
+
+
+def check_remove_mean(remove_mean: Any) -> None:
+    """Refuse what is neither True nor False.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(remove_mean, bool):
+        raise TypeError(f"remove_mean={remove_mean!r}: need True or False")
 
 
 def false_discovery(p: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuits.models.protocol import model_hash
-from circuits.results import labelled
+from circuits.results import check_whole, labelled
 from circuits.weights.composition import false_discovery
 from circuits.weights.folded import FoldedWeights, folded, through_tokens
 from circuits.weights.haar import squared_score_moments, upper_tails
@@ -59,8 +59,8 @@ class EmbeddingComposition:
     version: int = field(default=1, init=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.draws, int) or self.draws < 1:
-            raise ValueError(f"draws={self.draws!r}: need a whole number of at least 1")
+        check_whole("draws", self.draws, 1)
+        check_whole("seed", self.seed, 0)
 
     def spec(self) -> dict[str, Any]:
         return {"draws": self.draws, "seed": self.seed}

@@ -50,9 +50,10 @@ def remembered(key: str, sample: Callable[[], dict[str, np.ndarray]]) -> dict[st
 
 def check_null(null_seeds: int, seed: int) -> None:
     """Refuse a number of random heads, or a seed, that gives no null. Raises ValueError."""
-    if null_seeds < 0 or null_seeds == 1 or seed < 0:
+    whole = isinstance(null_seeds, int) and isinstance(seed, int)
+    if not whole or null_seeds < 0 or null_seeds == 1 or seed < 0:
         raise ValueError(
-            f"null_seeds={null_seeds}, seed={seed}: need a seed of at least 0 and at least 2 random heads for a standard "
+            f"null_seeds={null_seeds}, seed={seed}: need a whole seed of at least 0 and at least 2 random heads for a standard "
             "deviation; null_seeds=0 leaves the null out"
         )
 

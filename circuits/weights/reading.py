@@ -157,8 +157,8 @@ class Circuit:
         """
         import xarray as xr
 
-        if k < 1:
-            raise ValueError(f"k is {k}; ask for at least one entry, e.g. top(20)")
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise ValueError(f"k is {k!r}; ask for a whole number, at least one entry, e.g. top(20)")
         values, at = torch.empty(0, dtype=torch.float64), torch.empty(0, dtype=torch.int64)
         for start, entries in self._row_blocks():
             flat = entries.flatten()

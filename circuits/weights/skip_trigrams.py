@@ -211,8 +211,8 @@ def head_triples(
 
 
 def check_count(k: int) -> None:
-    if k < 1:
-        raise ValueError(f"k is {k}; ask for at least one triple, e.g. k=100")
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise ValueError(f"k is {k!r}; ask for a whole number, at least one triple, e.g. k=100")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from circuits.models.patterns import previous_token_score
 from circuits.models.protocol import check_tokens, device_of, model_hash, pattern_name, undisturbed
-from circuits.results import array_hash, digest, labelled, mean_and_stderr
+from circuits.results import array_hash, check_whole, digest, labelled, mean_and_stderr
 from circuits.weights.factored import product_norm
 from circuits.weights.folded import FoldedWeights, folded
 from circuits.weights.random_heads import NULL, beside, check_null, random_heads, remembered, smallest_p
@@ -73,8 +73,7 @@ class WeightSpectra:
 
     def __post_init__(self) -> None:
         check_null(self.null_seeds, self.seed)
-        if self.diagonal_tokens < 0:
-            raise ValueError(f"diagonal_tokens={self.diagonal_tokens}: need at least 0, which leaves the diagonal out")
+        check_whole("diagonal_tokens", self.diagonal_tokens, 0, "which leaves the diagonal out")
         if self.tokens is not None:
             check_tokens(self.tokens, d_vocab=2**31, n_ctx=2**31, min_length=SHORTEST, needed_by="qk_trace")
             object.__setattr__(self, "_text", array_hash(self.tokens.cpu()))

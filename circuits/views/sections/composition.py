@@ -89,7 +89,8 @@ def meaning(end: "xr.Dataset", stands: "xr.Dataset") -> Markup:
             "<b>p, q of the covariance.</b> More than heads that write and read what their layers write and read on the "
             "whole? Null heads are Gaussian with the covariance of all that earlier heads write and of all that the heads of "
             "this layer read, weighed by the pair’s own spectra: they score as the pairs do on average. Its p errs to the "
-            "careful side. It does not ask whether a pair is unusual among real heads, which differ from each other more "
+            "careful side unless heads are nearly of rank one. "
+            "It does not ask whether a pair is unusual among real heads, which differ from each other more "
             "than such null heads do."
         ),
         paragraph(
