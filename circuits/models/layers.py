@@ -55,13 +55,14 @@ class Norm(nn.Module):
         self.hook_scale = HookPoint()  # [batch, pos, 1]
         self.hook_normalized = HookPoint()  # [batch, pos, length]
 
-    def forward(self, x: Float[Tensor, "*batch length"]) -> Float[Tensor, "*batch length"]:
-        if self.centred and may_fuse(self, x, self.hook_scale, self.hook_normalized):
+    def forward(self, x: Float[Tensor, "*batch length"], scale: Tensor | None = None) -> Float[Tensor, "*batch length"]:
+        """Norm ``x``, by its own scale or, frozen, by the one given ``[*batch, 1]``."""
+        if scale is None and self.centred and may_fuse(self, x, self.hook_scale, self.hook_normalized):
             return F.layer_norm(x, (self.length,), self.w, self.b, self.eps)
         if self.centred:
             x = x - x.mean(-1, keepdim=True)
-        scale = self.hook_scale((x.pow(2).mean(-1, keepdim=True) + self.eps).sqrt())
-        x = self.hook_normalized(x / scale)
+        divisor = self.hook_scale((x.pow(2).mean(-1, keepdim=True) + self.eps).sqrt()) if scale is None else scale
+        x = self.hook_normalized(x / divisor)
         if self.w is not None:
             x = x * self.w
         return x if self.b is None else x + self.b
@@ -273,13 +274,23 @@ class Block(nn.Module):
         """``pos`` are shortformer positions (added to what queries and keys read), or None."""
         resid_pre = self.hook_resid_pre(resid_pre)
         attn_out = self.hook_attn_out(self.attn(*self._attention_inputs(resid_pre, pos)))
+        return self.after_attention(resid_pre, attn_out)
+
+    def after_attention(
+        self,
+        resid_pre: Float[Tensor, "batch pos d_model"],
+        attn_out: Float[Tensor, "batch pos d_model"],
+        scale: Tensor | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """What is left of the layer once attention is known; ``scale`` freezes the MLP's norm."""
         if self.cfg.attn_only:
             return self.hook_resid_post(resid_pre + attn_out)
+        frozen = () if scale is None else (scale,)  # a model without norms has nothing to freeze
         if self.cfg.parallel_attn_mlp:
-            mlp_out = self.hook_mlp_out(self.mlp(self.ln2(self._mlp_input(resid_pre))))
+            mlp_out = self.hook_mlp_out(self.mlp(self.ln2(self._mlp_input(resid_pre), *frozen)))
             return self.hook_resid_post(resid_pre + attn_out + mlp_out)
         resid_mid = self.hook_resid_mid(resid_pre + attn_out)
-        mlp_out = self.hook_mlp_out(self.mlp(self.ln2(self._mlp_input(resid_mid))))
+        mlp_out = self.hook_mlp_out(self.mlp(self.ln2(self._mlp_input(resid_mid), *frozen)))
         return self.hook_resid_post(resid_mid + mlp_out)
 
     def _mlp_input(self, resid: Tensor) -> Tensor:

@@ -42,6 +42,27 @@ def value_name(layer: int) -> str:
     return f"blocks.{layer}.attn.hook_v"
 
 
+def z_name(layer: int) -> str:
+    """What a head has gathered: values weighted by attention, ``[batch, pos, head, d_head]``."""
+    return f"blocks.{layer}.attn.hook_z"
+
+
+def scores_name(layer: int) -> str:
+    """Attention before softmax, ``[batch, head, query, key]``."""
+    return f"blocks.{layer}.attn.hook_attn_scores"
+
+
+def resid_post_name(layer: int) -> str:
+    """The residual stream behind a layer, ``[batch, pos, d_model]``."""
+    return f"blocks.{layer}.hook_resid_post"
+
+
+def norm_scale_names(model: Any, layer: int) -> list[str]:
+    """The scales of a layer's norms, ``[batch, pos, 1]``; of the final norm where ``layer`` is the number of layers."""
+    norms = ["ln_final"] if layer == model.cfg.n_layers else [f"blocks.{layer}.ln1", f"blocks.{layer}.ln2"]
+    return [name for name in (f"{norm}.hook_scale" for norm in norms) if name in model.hook_dict]
+
+
 def check_model(model: Any) -> None:
     """Refuse what is not a model of the protocol.
 
