@@ -1,11 +1,38 @@
-"""Synthetic languages whose structure is known exactly."""
+"""Synthetic languages whose structure is known exactly: balanced brackets, and a language with a bit of everything.
 
-from dataclasses import dataclass
+**Mixed language.** It is known why every token came. A text is a run of *items*, each drawn with its weight:
+
+    plain        one token, Zipf over the plain ids                                                   other
+    bigram       a b: a a uniform, then its b with probability ``bigram_probability``, else plain      other, bigram (other)
+    ngram        c m1 ... o, of an order from ``orders``: each m follows with certainty from the       other, bigram ..., ngram
+                 token before, o needs all of the n - 1 tokens: another c, before the same m's, has another o
+    skip_ngram   s, g short items, d, o: o follows from s and d; each d has several s, each with its o  other, (items), other,
+    skip_ngram induction    a span of different plain tokens, g short items, the span again                       other,
+    (items), other, induction ... bracket      an opener, m items (no induction), its closer
+    other, (items), bracket
+
+Short items are the first three. ``g`` and ``m`` are uniform; brackets hold brackets up to ``max_depth``. Tokens a, c, m, s and d
+occur nowhere else, so the conditional probabilities above are those of the language; b, o and spans are plain tokens, chosen so
+that no d or shared m tells its o. One skip-trigram's d is not used again in a sequence until all have been. ``kind[..., t]`` is
+why token t + 1 came: "other" is what nothing before it determines. A bracket's closer is due with certainty when its items are
+over, but how many there are is unknown, so its loss cannot go to 0. ``nested``: a closed pair holds another pair.
+
+Sequences are cut at their length. Expected shares, cuts included, are exact: ``circuits.data.mixed_rates``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
+
+from circuits.data.mixed_rates import expected_shares
+from circuits.data.mixed_tokens import ITEMS, KINDS, PLAIN, MixedTokens, Tables
+from circuits.data.mixed_writer import Writer
 
 BRACKETS = ("()", "[]", "{}")
 
@@ -53,3 +80,115 @@ def dyck(pairs: list[tuple[int, int]], *, length: int, examples: int, seed: int 
                 kind, opener[e, p] = stack.pop()
                 tokens[e, p] = pairs[kind][1]
     return Dyck(torch.from_numpy(tokens), torch.from_numpy(opener))
+
+
+@dataclass(frozen=True)
+class MixedLanguage:
+    """A language with known shares of kinds; see the module's docstring.
+
+    Args:
+        d_vocab: ids, 0 is BOS. bracket_types, bigrams: how many.
+        orders, ngrams: of n-grams, and how many of each order (an even number: they come in pairs that differ in first and last).
+        skip_trigrams, sharing: how many, and sources to a destination. bigram_probability: of b after a.
+        zipf: exponent of the background. span: shortest and longest repeated span. gap: items between a skip-trigram's or a
+            repeat's two parts. content: items in a bracket. max_depth: of brackets.
+        weights: of the six items, in the order of ``ITEMS``, relative to each other.
+        seed: of the tables: which tokens do what.
+
+    Raises:
+        ValueError: the vocabulary is too small, or a number makes no sense.
+    """
+
+    d_vocab: int = 192
+    bracket_types: int = 3
+    bigrams: int = 16
+    bigram_probability: float = 0.9
+    orders: tuple[int, ...] = (3, 4, 5)
+    ngrams: int = 6
+    skip_trigrams: int = 24
+    sharing: int = 3
+    zipf: float = 1.0
+    span: tuple[int, int] = (4, 8)
+    gap: tuple[int, int] = (1, 6)
+    content: tuple[int, int] = (1, 3)
+    max_depth: int = 3
+    weights: tuple[float, ...] = (4.0, 3.0, 3.0, 2.0, 1.0, 3.0)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        counts = {
+            name: getattr(self, name) for name in ("bracket_types", "bigrams", "ngrams", "skip_trigrams", "sharing", "max_depth")
+        }
+        if min(counts.values()) < 1 or self.ngrams % 2 or self.skip_trigrams % self.sharing:
+            raise ValueError(f"{counts}: need at least 1 of each, ngrams even and skip_trigrams a multiple of sharing")
+        if not self.orders or min(self.orders) < 3:
+            raise ValueError(f"orders={self.orders}: need at least one, from 3 up (bigrams are apart)")
+        for name, least in (("span", 2), ("gap", 0), ("content", 1)):
+            low, high = getattr(self, name)
+            if not least <= low <= high:
+                raise ValueError(f"{name}={(low, high)}: need {least} <= shortest <= longest")
+        if len(self.weights) != len(ITEMS) or min(self.weights) < 0 or self.weights[PLAIN] <= 0:
+            raise ValueError(f"weights={self.weights}: need six numbers for {ITEMS}, none negative and the first positive")
+        if not 0 <= self.bigram_probability <= 1 or not self.zipf >= 0:
+            raise ValueError(f"bigram_probability={self.bigram_probability}, zipf={self.zipf}: need one in [0, 1], one from 0 up")
+        needed = self._reserved() + 2 * max(self.span[1], self.sharing, 2)
+        if self.d_vocab < needed:
+            raise ValueError(f"d_vocab={self.d_vocab} and this language needs {needed} ids: use a larger one, or fewer patterns")
+
+    def _reserved(self) -> int:
+        """Ids that are not plain tokens."""
+        phrases = sum(self.ngrams // 2 * order for order in self.orders)
+        return 1 + 2 * self.bracket_types + self.bigrams + phrases + self.skip_trigrams + self.skip_trigrams // self.sharing
+
+    def spec(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @cached_property
+    def tables(self) -> Tables:
+        """Which tokens do what, drawn from ``seed``."""
+        rng = np.random.default_rng([self.seed, 33])
+        ids = np.arange(1 + 2 * self.bracket_types, self.d_vocab)
+        taken = iter(rng.permutation(ids)[: self._reserved() - 1 - 2 * self.bracket_types].tolist())
+
+        def take(n: int) -> np.ndarray:
+            return np.asarray([next(taken) for _ in range(n)])
+
+        firsts = take(self.bigrams)
+        stems = [[(take(2), take(order - 2)) for _ in range(self.ngrams // 2)] for order in self.orders]
+        sources, destinations = take(self.skip_trigrams), take(self.skip_trigrams // self.sharing)
+        used = {*firsts.tolist(), *sources.tolist(), *destinations.tolist()}
+        used |= {int(i) for order in stems for c, middle in order for i in (*c, *middle)}
+        plain = rng.permutation([i for i in ids.tolist() if i not in used])
+        zipf = np.arange(1, len(plain) + 1) ** -self.zipf
+
+        def outs(n: int) -> np.ndarray:  # different ones
+            return rng.choice(plain, size=n, replace=False)
+
+        ngrams = tuple(
+            np.asarray([[first, *middle, out] for c, middle in order for first, out in zip(c, outs(2), strict=True)])
+            for order in stems
+        )
+        skips = [
+            [(s, d, o) for s, o in zip(group, outs(self.sharing), strict=True)]
+            for d, group in zip(destinations, sources.reshape(-1, self.sharing), strict=True)
+        ]
+        pairs = np.arange(1, 1 + 2 * self.bracket_types).reshape(-1, 2)
+        bigrams = np.stack([firsts, rng.choice(plain, size=self.bigrams)], axis=1)
+        return Tables(pairs, bigrams, ngrams, np.asarray(skips), plain, zipf / zipf.sum())
+
+    def rates(self, length: int) -> dict[str, float]:
+        """The expected share of each kind among the predicted tokens of sequences of this length, BOS counted; exact.
+
+        Also "nested", the share of closers of pairs with a pair inside (part of "bracket").
+        """
+        return dict(zip((*KINDS, "nested"), expected_shares(self, length).tolist(), strict=True))
+
+    def sample(self, examples: int, *, length: int = 64, seed: int | Sequence[int] = 0) -> MixedTokens:
+        """Random sequences with the reason for every token.
+
+        Raises:
+            ValueError: no examples, or sequences of less than two tokens.
+        """
+        if examples < 1 or length < 2:
+            raise ValueError(f"examples={examples}, length={length}: need at least 1 and 2")
+        return Writer(self, examples, length, np.random.default_rng([*np.atleast_1d(seed).tolist(), 34])).write()

@@ -151,3 +151,25 @@ def windows(stream: np.ndarray, *, n_ctx: int, examples: int, seed: int, bos: in
     starts = rng.integers(0, len(stream) - (n_ctx - 1) + 1, size=examples)
     body = stream[starts[:, None] + np.arange(n_ctx - 1)].astype(np.int64)
     return torch.from_numpy(np.concatenate([np.full((examples, 1), bos), body], axis=1))
+
+
+def consecutive_windows(
+    stream: np.ndarray, *, n_ctx: int, examples: int | None = None, bos: int = 0
+) -> Int[Tensor, "example pos"]:
+    """A token stream cut into windows one after the other, BOS in front of each: none shares a token with another.
+
+    Args:
+        examples: the most to return, evenly spread over the stream (default: all).
+
+    Raises:
+        ValueError: the stream is shorter than one window.
+    """
+    whole = len(stream) // (n_ctx - 1)
+    if whole < 1:
+        raise ValueError(
+            f"the token stream has {len(stream)} tokens, one window needs {n_ctx - 1}: give more text or a smaller n_ctx"
+        )
+    rows = np.asarray(stream[: whole * (n_ctx - 1)]).reshape(whole, n_ctx - 1).astype(np.int64)
+    if examples is not None and examples < whole:
+        rows = rows[np.arange(examples) * whole // examples]
+    return torch.from_numpy(np.concatenate([np.full((len(rows), 1), bos), rows], axis=1))

@@ -7,6 +7,7 @@ Loss is mean next-token cross-entropy in nats.
 
 import math
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ import torch
 from circuits.data.corpora import Corpus, hf_dataset, stdlib_code, stdlib_prose, text_file
 from circuits.data.languages import BRACKETS, dyck
 from circuits.data.mixture import training_batch
+from circuits.data.streams import sample_blocks
 from circuits.data.tokenizer import encode_stream, train_bpe
 from circuits.data.tokens import random_ids, shuffle_tokens, windows
 from circuits.dynamics.determinism import deterministic
@@ -31,15 +33,19 @@ if TYPE_CHECKING:
 
 EVALUATION_EXAMPLES = 128
 
+CORPUS_TOKENS = {"train": 600_000, "held_out": 200_000}
+"""At most so many tokens of each corpus kind's two parts go with a run: text for statistics, not to train on."""
+
 
 @dataclass(frozen=True)
 class TrainingData:
-    """A token stream to train on, what it is, and the evaluation tokens that go with the run."""
+    """A token stream to train on, what it is, and the evaluation tokens and corpus streams that go with the run."""
 
     stream: np.ndarray
     tokenizer: "Tokenizer"
     identity: list[dict[str, Any]]
     evaluation: dict[str, torch.Tensor]
+    corpus: dict[str, torch.Tensor]
 
     @property
     def counts(self) -> np.ndarray:
@@ -62,7 +68,7 @@ def corpora_of(data: str) -> list[Corpus]:
 
 
 def prepare(config: TrainConfig, out: Path) -> TrainingData:
-    """Read the corpora, train (or reload) the tokenizer, write tokenizer and evaluation tokens into the run."""
+    """Read the corpora, train (or reload) the tokenizer, write it into the run."""
     corpora = corpora_of(config.data)
     train, held_out = [c.split("train") for c in corpora], [c.split("held_out") for c in corpora]
     path = out / "tokenizer.json"
@@ -74,19 +80,42 @@ def prepare(config: TrainConfig, out: Path) -> TrainingData:
         raise ValueError(
             f"{path} has {tokenizer.get_vocab_size()} ids and the model {config.model.d_vocab}: train into an empty folder"
         )
-    stream = np.concatenate([encode_stream(tokenizer, c.documents) for c in train])
-    evaluation = evaluation_tokens(tokenizer, held_out, n_ctx=config.model.n_ctx)
+    streams, unseen = encode_kinds(tokenizer, train), encode_kinds(tokenizer, held_out)
+    stream = np.concatenate([*streams.values()])
+    evaluation = evaluation_tokens(tokenizer, unseen, n_ctx=config.model.n_ctx)
     evaluation["token_counts"] = torch.from_numpy(np.bincount(stream, minlength=config.model.d_vocab).astype(np.int32))
-    return TrainingData(stream, tokenizer, [c.identity for c in corpora], evaluation)
+    return TrainingData(stream, tokenizer, [c.identity for c in corpora], evaluation, corpus_tokens(streams, unseen))
 
 
-def evaluation_tokens(tokenizer: "Tokenizer", held_out: list[Corpus], *, n_ctx: int) -> dict[str, torch.Tensor]:
+def encode_kinds(tokenizer: "Tokenizer", corpora: list[Corpus]) -> dict[str, np.ndarray]:
+    """Each corpus as one stream of ids, by kind, in the given order."""
+    return {corpus.kind: encode_stream(tokenizer, corpus.documents) for corpus in corpora}
+
+
+def corpus_tokens(train: Mapping[str, np.ndarray], held_out: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """The text that goes with a run for n-gram statistics: flat token streams without BOS, uint16 where ids fit, else int32.
+
+    Args:
+        train, held_out: the streams of each corpus kind, as ``encode_kinds`` gives them.
+
+    Returns:
+        ``<kind>_train``, at most 600,000 tokens, and ``<kind>`` (held out), at most 200,000; longer streams are sampled in evenly
+        spaced blocks, so cut them by ``circuits.data.streams.split_blocks`` before counting.
+    """
+    parts = {f"{kind}_train": sample_blocks(stream, CORPUS_TOKENS["train"]) for kind, stream in train.items()}
+    parts |= {kind: sample_blocks(stream, CORPUS_TOKENS["held_out"]) for kind, stream in held_out.items()}
+    return {
+        name: torch.from_numpy(stream.astype(np.uint16 if stream.max(initial=0) < 2**16 else np.int32))
+        for name, stream in parts.items()
+    }
+
+
+def evaluation_tokens(tokenizer: "Tokenizer", held_out: Mapping[str, np.ndarray], *, n_ctx: int) -> dict[str, torch.Tensor]:
     """Held-out windows of every kind, the first kind shuffled, and bracket strings; int32 ``[example, pos]``."""
     found = {}
-    for corpus in held_out:
-        stream = encode_stream(tokenizer, corpus.documents)
+    for kind, stream in held_out.items():
         if len(stream) >= n_ctx - 1:
-            found[corpus.kind] = windows(stream, n_ctx=n_ctx, examples=EVALUATION_EXAMPLES, seed=0)
+            found[kind] = windows(stream, n_ctx=n_ctx, examples=EVALUATION_EXAMPLES, seed=0)
     if found:
         first = next(iter(found))
         found[f"shuffled_{first}"] = shuffle_tokens(found[first])
@@ -106,10 +135,10 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 def train(config: TrainConfig, out: str | Path, *, progress: bool | None = None) -> Path:
     """Train, or go on with a run that was stopped, until ``config.steps``.
 
-    Writes into ``out``: ``config.json``, ``meta.json``, ``tokenizer.json``, ``evaluation.safetensors``, ``losses.csv`` and
-    ``checkpoints/step_*.safetensors``; while unfinished also ``state.pt`` to resume from. A finished run is left alone.
-    Stopping it at any moment loses at most ``save_every`` steps of work, and the resumed run writes the same bytes as an
-    unbroken one on the same machine and thread count.
+    Writes into ``out``: ``config.json``, ``meta.json``, ``tokenizer.json``, ``evaluation.safetensors``, ``corpus.safetensors``,
+    ``losses.csv`` and ``checkpoints/step_*.safetensors``; while unfinished also ``state.pt`` to resume from. A finished run is
+    left alone. Stopping it at any moment loses at most ``save_every`` steps of work, and the resumed run writes the same bytes
+    as an unbroken one on the same machine and thread count.
 
     Raises:
         ValueError: ``out`` holds a run of another configuration or on other data; the loss is no longer finite.
@@ -137,6 +166,7 @@ def train(config: TrainConfig, out: str | Path, *, progress: bool | None = None)
     write_json(out / "train.json", config.model_dump(mode="json"))
     write_json(out / "config.json", config.model.model_dump(mode="json"))
     save_weights(out / "evaluation.safetensors", data.evaluation)
+    save_weights(out / "corpus.safetensors", data.corpus)
     write_json(out / "meta.json", describe_run(config, data))
     with deterministic(config.threads):
         _loop(config, data, out, device, progress)

@@ -20,7 +20,7 @@ from circuits.files import read_json, read_tokenizer
 from circuits.models.config import HookedTransformerConfig
 from circuits.models.hooked import HookedTransformer
 from circuits.models.layouts import Config, Source, find_run, in_folders, revision_folder, state_sources
-from circuits.models.weights_io import build_model, check_finite_weights, digest_weights, read_tokens
+from circuits.models.weights_io import build_model, check_finite_weights, digest_weights, read_streams, read_tokens
 from circuits.models.weights_io import save_weights as save_weights
 from circuits.models.weights_io import step_file as step_file
 
@@ -220,11 +220,25 @@ class Checkpoints:
         counts = self._stored_tokens.get("token_counts")
         return None if counts is None else counts.numpy()
 
+    @cached_property
+    def corpus(self) -> dict[str, np.ndarray]:
+        """The run's text for n-gram statistics: token streams int64 ``[token]`` without BOS, empty where it ships none.
+
+        Of each corpus kind ``<kind>``, held out from training, and ``<kind>_train``, a sample of what was trained on; what
+        ``circuits.dynamics.train.corpus_tokens`` says of their lengths. Read when first asked for.
+
+        Raises:
+            ValueError: ``corpus.safetensors`` is broken, or holds something else than flat streams of token ids.
+        """
+        found = self.beside("corpus.safetensors")
+        return {} if found is None else read_streams(found)
+
     def export(self, out: str | Path, *, steps: Iterable[int] | None = None, dtype: str = "float16") -> Path:
         """Write a thinned copy of the run as a run folder; the same call writes the same bytes.
 
-        Written are ``config.json``, the checkpoints, tokenizer, evaluation tokens (uint16 where they fit), ``losses.csv`` and
-        ``train.json`` where the run has them, and last ``meta.json`` with the steps, the dtype and each file's sha256.
+        Written are ``config.json``, the checkpoints, tokenizer, evaluation tokens and corpus streams (uint16 where they fit),
+        ``losses.csv`` and ``train.json`` where the run has them, and last ``meta.json`` with the steps, the dtype and each
+        file's sha256.
 
         Args:
             steps: all by default. dtype: ``"float16"``, ``"float32"`` or ``"float64"``.
@@ -241,7 +255,7 @@ class Checkpoints:
 
     def __getstate__(self) -> dict[str, Any]:
         """What a process pool needs: where things are and what is hashed, not what was read."""
-        return {name: value for name, value in vars(self).items() if name not in ("tokenizer", "_stored_tokens")}
+        return {name: value for name, value in vars(self).items() if name not in ("tokenizer", "_stored_tokens", "corpus")}
 
     def _range(self) -> str:
         return f"{self.steps[0]}..{self.steps[-1]}" if len(self) > 1 else f"{self.steps[0]}"

@@ -40,6 +40,9 @@ def export_run(run: Checkpoints, out: Path, *, dtype: str) -> Path:
             evaluation["token_counts"] = torch.from_numpy(run.token_counts)
         tokens = {name: _compact(name, ids) for name, ids in evaluation.items()}
         files.append(save_weights(out / "evaluation.safetensors", tokens))
+    if corpus := run.corpus:
+        streams = {name: _compact(name, torch.from_numpy(ids)) for name, ids in corpus.items()}
+        files.append(save_weights(out / "corpus.safetensors", streams))
     for name in ("tokenizer.json", "losses.csv", "train.json"):
         if (found := run.beside(name)) is not None:
             files.append(_copy(found, out / name))

@@ -1,5 +1,8 @@
 """Models whose circuits are known by construction: ground truth for every attention detector.
 
+Here are the heads that look somewhere; what heads do is planted in ``planted_functions`` (memorised skip-trigrams, copy
+suppression, two roles in one head) and ``planted_brackets`` (closing brackets), all of them to be had as ``circuits.planted.X``.
+
 The residual stream has a one-hot slot for the token and a one-hot slot for the previous token; positions are one-hot
 and, as in shortformer models, seen by queries and keys only. There is no norm. Scores are ``strength`` on the intended
 keys and 0 elsewhere, so at the default strength attention is exact to rounding: softmax(60) leaves less than 1e-23
@@ -16,6 +19,13 @@ from circuits.models.config import HookedTransformerConfig
 from circuits.models.heads import Head
 from circuits.models.hooked import HookedTransformer
 from circuits.models.layers import Attention
+from circuits.models.planted_brackets import bracket_closer as bracket_closer
+from circuits.models.planted_functions import Pattern as Pattern
+from circuits.models.planted_functions import copy_suppressor as copy_suppressor
+from circuits.models.planted_functions import memoriser as memoriser
+from circuits.models.planted_functions import planted_loss as planted_loss
+from circuits.models.planted_functions import random_patterns as random_patterns
+from circuits.models.planted_functions import superposed as superposed
 
 PLANTED: dict[str, Head] = {
     "previous_token": Head(0, 0),

@@ -52,6 +52,11 @@ def scores_name(layer: int) -> str:
     return f"blocks.{layer}.attn.hook_attn_scores"
 
 
+def resid_mid_name(layer: int) -> str:
+    """The residual stream between attention and MLP, ``[batch, pos, d_model]``; not in attention-only models."""
+    return f"blocks.{layer}.hook_resid_mid"
+
+
 def resid_post_name(layer: int) -> str:
     """The residual stream behind a layer, ``[batch, pos, d_model]``."""
     return f"blocks.{layer}.hook_resid_post"
@@ -61,6 +66,11 @@ def norm_scale_names(model: Any, layer: int) -> list[str]:
     """The scales of a layer's norms, ``[batch, pos, 1]``; of the final norm where ``layer`` is the number of layers."""
     norms = ["ln_final"] if layer == model.cfg.n_layers else [f"blocks.{layer}.ln1", f"blocks.{layer}.ln2"]
     return [name for name in (f"{norm}.hook_scale" for norm in norms) if name in model.hook_dict]
+
+
+def pos_embed_name() -> str:
+    """Position embeddings, ``[batch, pos, d_model]``; only where the model has any (standard or shortformer)."""
+    return "hook_pos_embed"
 
 
 def check_model(model: Any) -> None:

@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -211,9 +212,26 @@ def read_tokens(path: Path) -> dict[str, Tensor]:
     """
     stored = read_tensors(path)
     for name, ids in stored.items():
-        rank = 1 if name == "token_counts" else 2
-        if ids.is_floating_point() or ids.ndim != rank:
-            raise ValueError(
-                f"{path}: {name} is {ids.dtype} {list(ids.shape)}, integers of rank {rank} are needed; save it again"
-            )
+        _check_integers(path, name, ids, rank=1 if name == "token_counts" else 2)
     return {name: stored[name].to(torch.int64) for name in sorted(stored)}
+
+
+def read_streams(path: Path) -> dict[str, np.ndarray]:
+    """Token streams by name, int64 ``[token]``.
+
+    Raises:
+        ValueError: the file is broken, or holds something else than token ids of rank 1.
+    """
+    found = {}
+    for name, ids in sorted(read_tensors(path).items()):
+        _check_integers(path, name, ids, rank=1)
+        found[name] = ids.to(torch.int64).numpy()
+        if not len(ids) or found[name].min() < 0:
+            what = f"the id {found[name].min()}" if len(ids) else "no tokens"
+            raise ValueError(f"{path}: {name} holds {what}, token ids from 0 up are needed; save it again")
+    return found
+
+
+def _check_integers(path: Path, name: str, ids: Tensor, *, rank: int) -> None:
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool or ids.ndim != rank:
+        raise ValueError(f"{path}: {name} is {ids.dtype} {list(ids.shape)}, integers of rank {rank} are needed; save it again")

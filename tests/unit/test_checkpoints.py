@@ -181,6 +181,38 @@ def test_pickling_carries_places_and_not_what_was_read(tiny, run, tmp_path):
     )
 
 
+def test_corpus_streams_are_read_when_asked_for_and_do_not_travel(run, tmp_path):
+    assert run.corpus == {}
+    stored = {"code": torch.arange(20_000, dtype=torch.int32).to(torch.uint16), "prose": torch.tensor([70_000])}
+    save_weights(tmp_path / "tiny" / "corpus.safetensors", stored)
+    run = Checkpoints.from_dir(tmp_path / "tiny")
+    assert list(run.corpus) == ["code", "prose"] and run.corpus is run.corpus
+    assert {ids.dtype for ids in run.corpus.values()} == {np.dtype(np.int64)}
+    assert (run.corpus["code"] == np.arange(20_000)).all() and run.corpus["prose"].tolist() == [70_000]
+    packed = pickle.dumps(run)
+    assert len(packed) < 10_000 and pickle.loads(packed).corpus["prose"].tolist() == [70_000]
+
+
+@pytest.mark.parametrize(
+    ("ids", "what"),
+    [
+        (torch.zeros(3), r"torch.float32 \[3\], integers of rank 1 are needed"),
+        (torch.ones(3, dtype=torch.bool), r"torch.bool \[3\], integers of rank 1 are needed"),
+        (torch.zeros(2, 3, dtype=torch.int32), r"torch.int32 \[2, 3\], integers of rank 1 are needed"),
+        (torch.tensor([4, -1]), "holds the id -1, token ids from 0 up are needed"),
+        (torch.tensor([], dtype=torch.int32), "holds no tokens, token ids from 0 up are needed"),
+    ],
+)
+def test_corpus_streams_that_are_no_tokens_are_refused(tiny, tmp_path, ids, what):
+    save_weights(tiny.run(tmp_path) / "corpus.safetensors", {"code": ids})
+    run = Checkpoints.from_dir(tmp_path)
+    with pytest.raises(ValueError, match=rf"corpus.safetensors: code .*{what}; save it again"):
+        _ = run.corpus
+    (tmp_path / "corpus.safetensors").write_bytes(b"\0" * 40)
+    with pytest.raises(ValueError, match=r"corpus.safetensors is truncated, or no .safetensors weight file"):
+        _ = Checkpoints.from_dir(tmp_path).corpus
+
+
 def test_revisions_in_a_local_folder(tiny, tmp_path, monkeypatch):
     tiny.folders(tmp_path / "model", ["step0", "step1000", "step2000"])
     monkeypatch.chdir(tmp_path)

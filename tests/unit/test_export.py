@@ -27,6 +27,7 @@ def full(tiny, tmp_path):
     Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a")).save(str(path / "tokenizer.json"))
     tokens = {"prose": torch.tensor([[0, 65_535]]), "code": torch.tensor([[1, 2], [3, 4]]), "large": torch.tensor([[65_536]])}
     save_weights(path / "evaluation.safetensors", {kind: ids.int() for kind, ids in tokens.items()} | {"token_counts": COUNTS})
+    save_weights(path / "corpus.safetensors", {"code_train": torch.tensor([1, 65_535]), "large": torch.tensor([65_536, 2])})
     return path
 
 
@@ -44,6 +45,9 @@ def test_an_export_reads_back_as_the_rounded_run(tiny, full, tmp_path):
     assert np.array_equal(written.token_counts, COUNTS.numpy())
     stored = {name: ids.dtype for name, ids in load_file(out / "evaluation.safetensors").items()}
     assert stored == {"code": torch.uint16, "prose": torch.uint16, "large": torch.int32, "token_counts": torch.int32}
+    assert {name: ids.tolist() for name, ids in written.corpus.items()} == {"code_train": [1, 65_535], "large": [65_536, 2]}
+    stored = {name: ids.dtype for name, ids in load_file(out / "corpus.safetensors").items()}
+    assert stored == {"code_train": torch.uint16, "large": torch.int32}
     assert written.tokenizer.encode("b").ids == run.tokenizer.encode("b").ids == [1]
     assert written.tokenizer is written.tokenizer
 
@@ -58,6 +62,7 @@ def test_an_export_describes_itself(full, tmp_path):
         "checkpoints/step_000000000.safetensors",
         "checkpoints/step_000000512.safetensors",
         "config.json",
+        "corpus.safetensors",
         "evaluation.safetensors",
         "losses.csv",
         "tokenizer.json",
@@ -81,6 +86,7 @@ def test_full_precision_and_runs_in_memory_are_exported_too(tiny, tmp_path):
     written = Checkpoints.from_dir(run.export(tmp_path / "out", dtype="float32"))
     assert tiny.same(written.at(3).state_dict(), tiny.weights(3))
     assert (written.name, written.tokenizer, written.evaluation, written.token_counts) == ("memory", None, {}, None)
+    assert written.corpus == {}
     assert written.weights_hash(3) == run.weights_hash(3)
 
 

@@ -7,12 +7,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from circuits.data.streams import BLOCK, split_blocks
 from circuits.dynamics import train as train_module
 from circuits.dynamics.presets import TrainConfig, paper_model, preset
-from circuits.dynamics.train import corpora_of, train
+from circuits.dynamics.train import corpora_of, corpus_tokens, train
 from circuits.models.checkpoints import Checkpoints
 from circuits.models.config import HookedTransformerConfig
 
@@ -60,11 +62,27 @@ def test_a_run_is_whole_and_readable(corpus: Path, tmp_path: Path):
     run = Checkpoints.from_dir(out)
     assert run.steps == (0, 1, 2, 4, 6, 12, 14)
     assert run.tokenizer is not None and run.evaluation["brackets"].shape[0] == 128
+    assert sorted(run.corpus) == ["text", "text_train"] and run.token_counts is not None
+    assert (np.bincount(run.corpus["text_train"], minlength=300) == run.token_counts).all()
+    assert 0 not in run.corpus["text"]
     losses = (out / "losses.csv").read_text().splitlines()
     assert losses[0] == "step,loss" and len(losses) == 15
     assert float(losses[-1].split(",")[1]) < float(losses[1].split(",")[1])
     assert run.meta["data"][0]["sha256"] == corpora_of(f"file:{corpus}")[0].identity["sha256"]
     assert not list(out.rglob("*.partial"))
+
+
+def test_a_long_corpus_is_sampled_in_evenly_spaced_blocks():
+    stream = np.arange(BLOCK * 200 + 17) % 50_000
+    found = corpus_tokens({"code": stream}, {"code": stream[: BLOCK * 10]})
+    assert {name: ids.dtype for name, ids in found.items()} == {"code_train": torch.uint16, "code": torch.uint16}
+    assert (found["code"].numpy() == stream[: BLOCK * 10]).all()
+    kept = split_blocks(found["code_train"].numpy())
+    assert len(kept) == 600_000 // BLOCK == 146 and {len(piece) for piece in kept} == {BLOCK}
+    starts = [next(i for i in range(200) if (stream[i * BLOCK : (i + 1) * BLOCK] == piece).all()) for piece in kept]
+    assert starts == [i * 200 // 146 for i in range(146)] and starts[-1] == 198
+    large = corpus_tokens({"code": np.array([0, 70_000], dtype=np.uint32)}, {})
+    assert large["code_train"].dtype == torch.int32
 
 
 class Stopped(Exception):
