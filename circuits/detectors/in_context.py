@@ -3,7 +3,8 @@
 All losses are next-token cross-entropies in nats. The loss at context index ``t`` is that of predicting token ``t`` from
 tokens ``0..t-1``. The in-context-learning score is *late minus early*, so negative means that a longer context helps
 (the sign of Olsson et al. 2022's formula, ``loss(500) - loss(50)``; their text also states the opposite). In place of
-two single positions, which short contexts do not have, two windows: early is ``[T/16, T/8)``, late is ``[3T/4, T)``.
+two single positions, which short contexts do not have, two windows: early is ``[T/16, T/8)``, late is ``[3T/4, T)``. The
+literal reading stands beside it where sequences are long enough, to be laid against published values.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,8 @@ from circuits.models.protocol import check_finite, check_model, check_tokens, de
 from circuits.results import array_hash, labelled, mean_and_stderr
 
 BATCH = 32
+EARLY, LATE = 50, 500
+"""The two context indices of Olsson et al.'s score."""
 
 
 def loss_per_token(model: Any, tokens: Int[Tensor, "example pos"]) -> Float[Tensor, "example pos_minus_1"]:
@@ -38,6 +41,13 @@ def in_context_learning_score(losses: Float[Tensor, "example pos_minus_1"]) -> F
     return late - early
 
 
+def literal_score(losses: Float[Tensor, "example pos_minus_1"]) -> Float[Tensor, "example"]:
+    """``loss(500) - loss(50)`` of each example, nats; NaN where sequences have no 500th index. Source: Olsson et al. 2022."""
+    if losses.shape[1] < LATE:
+        return torch.full_like(losses[:, 0], torch.nan)
+    return losses[:, LATE - 1] - losses[:, EARLY - 1]
+
+
 @dataclass(frozen=True)
 class LossCurves:
     """Loss at every context index for several corpora: ``Dataset(corpus, pos)`` and summaries ``(corpus,)``.
@@ -48,7 +58,7 @@ class LossCurves:
 
     tokens: Mapping[str, Tensor] = field(compare=False)
     name: str = field(default="loss_curves", init=False)
-    version: int = field(default=1, init=False)
+    version: int = field(default=2, init=False)
 
     def __post_init__(self) -> None:
         if not self.tokens:
@@ -62,7 +72,12 @@ class LossCurves:
         return {corpus: array_hash(tokens.cpu()) for corpus, tokens in self.tokens.items()}
 
     def __call__(self, model: Any) -> Any:
-        """Measure a model; nats, with standard errors over examples.
+        """Measure a model.
+
+        Returns:
+            Nats, each with a standard error over examples: ``value [corpus, pos]``, the loss of token ``pos``, by chance
+            ``log d_vocab``; and by ``corpus`` its mean ``loss``, ``in_context_learning_score`` (late minus early window) and
+            ``loss_500_minus_50`` (NaN for sequences of 500 tokens or fewer). Both scores are 0 where context does not help.
 
         Raises:
             TypeError, ValueError: not a hooked model, NaN weights, or tokens that do not fit it.
@@ -75,6 +90,7 @@ class LossCurves:
         per_pos = [mean_and_stderr(x) for x in losses.values()]
         overall = [mean_and_stderr(x.mean(1)) for x in losses.values()]
         score = [mean_and_stderr(in_context_learning_score(x)) for x in losses.values()]
+        literal = [mean_and_stderr(literal_score(x)) for x in losses.values()]
         length = next(iter(self.tokens.values())).shape[1]
         grid, each = ("corpus", "pos"), ("corpus",)
         return labelled(
@@ -86,6 +102,8 @@ class LossCurves:
                 "loss_stderr": (each, [e for _, e in overall]),
                 "in_context_learning_score": (each, [m for m, _ in score]),
                 "in_context_learning_score_stderr": (each, [e for _, e in score]),
+                "loss_500_minus_50": (each, [m for m, _ in literal]),
+                "loss_500_minus_50_stderr": (each, [e for _, e in literal]),
                 "n": (each, [len(x) for x in losses.values()]),
             },
             {"corpus": list(self.tokens), "pos": np.arange(1, length)},

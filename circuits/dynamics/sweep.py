@@ -147,7 +147,7 @@ def run_tasks(tasks: list[Task], *, workers: int = 0) -> Iterator[Outcome]:
     # What is in the store is read here: a pool takes seconds to start.
     here, there = [], []
     for task in tasks:
-        (there if workers and not _has_artefact(task) else here).append(task)
+        (there if workers and not has_artefact(task) else here).append(task)
     yield from map(run_task, here)
     if not there:
         return
@@ -166,7 +166,8 @@ def run_tasks(tasks: list[Task], *, workers: int = 0) -> Iterator[Outcome]:
                 future.cancel()
 
 
-def _has_artefact(task: Task) -> bool:
+def has_artefact(task: Task) -> bool:
+    """Whether the store has a file of this task's name; what is in it is looked at when it is read."""
     with suppress(ValueError):  # weights that cannot be read name no artefact
         return task.artefact.exists()
     return False

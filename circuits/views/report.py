@@ -17,11 +17,11 @@ from markupsafe import Markup
 
 from circuits.dynamics.artefacts import write_dataset
 from circuits.dynamics.determinism import deterministic
-from circuits.dynamics.sweep import THREADS_PER_TASK, Task, check_checkpoints, check_sweep
+from circuits.dynamics.sweep import THREADS_PER_TASK, Task, check_checkpoints, check_sweep, has_artefact
 from circuits.dynamics.together import gather_all, measure_all, merged, without_paths
 from circuits.files import write_whole
 from circuits.models.checkpoints import Checkpoints
-from circuits.results import canonical
+from circuits.results import Measure, canonical
 from circuits.views.html import POLICY, bundle, count, encoded, paragraph, table, template
 from circuits.views.sections import Section, Wanted, discover
 
@@ -65,10 +65,9 @@ def report(
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{what} is {folder}, a file; give a folder")
     wanted = measures_of(sections, run)
-    end = run.select(run.steps[-1:])
-    parts_of = {name: (want.measure, end if want.last else run) for name, want in wanted.items()}
-    measure_all((parts_of[name] for name, want in wanted.items() if want.cheap), store, workers=workers, progress=progress)
-    results, absent = gather_all(parts_of.values(), store)
+    computed = {name: (want.measure, run.select(steps_of(want, run))) for name, want in wanted.items()}
+    measure_all((computed[name] for name, want in wanted.items() if want.cheap), store, workers=workers, progress=progress)
+    results, absent = gather_all((with_stored(*computed[name], run, store) for name in wanted), store)
     for name in absent:
         want = wanted[name]
         if not want.cheap and not any(Task(want.measure, run, step, store).record.exists() for step in run.steps):
@@ -100,7 +99,7 @@ def report(
 
 
 def measures_of(sections: Sequence[Section], run: Checkpoints) -> dict[str, Wanted]:
-    """Every measure once, by name; cheap if any section says so, the last checkpoint alone if all of them do.
+    """Every measure once, by name; cheap if any section says so, the last checkpoint or few if all of them do.
 
     Raises:
         TypeError: ``run`` is not Checkpoints, or a measure is none. ValueError: one name, two configurations.
@@ -116,8 +115,30 @@ def measures_of(sections: Sequence[Section], run: Checkpoints) -> dict[str, Want
                     "section; use one"
                 )
             both = want._replace(cheap=want.cheap or known.cheap, command=known.command or want.command)
-            found[want.measure.name] = both._replace(last=want.last and known.last)
+            few = None if want.few is None or known.few is None else max(want.few, known.few)
+            found[want.measure.name] = both._replace(last=want.last and known.last, few=few)
     return found
+
+
+def steps_of(want: Wanted, run: Checkpoints) -> list[int]:
+    """The checkpoints a measure is computed at: all, the last, or a few that are evenly spread, first and last among them."""
+    if want.last:
+        return [run.steps[-1]]
+    if want.few is None or want.few >= len(run):
+        return list(run.steps)
+    places = np.linspace(0, len(run) - 1, max(want.few, 2)).round().astype(int)
+    return [run.steps[i] for i in places]
+
+
+def with_stored(measure: Measure, part: Checkpoints, run: Checkpoints, store: Path) -> tuple[Measure, Checkpoints]:
+    """A measure with the checkpoints it was computed at for the report, and those that the store has from elsewhere.
+
+    A measure that is read at the last checkpoint alone stays so.
+    """
+    if len(part) < 2:
+        return measure, part
+    there = [step for step in run.steps if step in part or has_artefact(Task(measure, run, step, store))]
+    return measure, run.select(there)
 
 
 def body(section: Section, run: Checkpoints, results: "Mapping[str, xr.Dataset]") -> str:

@@ -28,12 +28,14 @@ class Wanted(NamedTuple):
     Attributes:
         measure: of one model. cheap: whether the report computes it where it is missing.
         command: what to type for an expensive one. last: whether the last checkpoint is all that is read of it.
+        few: at how many checkpoints the report computes it, first and last among them; what else is in the store is read too.
     """
 
     measure: Measure
     cheap: bool = True
     command: str | None = None
     last: bool = False
+    few: int | None = None
 
 
 def nothing(run: Checkpoints, results: Results) -> "dict[str, xr.Dataset]":

@@ -1,0 +1,221 @@
+"""The multigram detector as a measure of one model: counts, shares and nulls of every head, and the patterns behind them.
+
+Definitions are in ``circuits.detectors.multigrams``.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from circuits.data.tokens import shuffle_tokens
+from circuits.detectors.event_store import EventStore, Frame, pandas
+from circuits.detectors.multigrams import (
+    KEY,
+    MultigramRule,
+    collect,
+    found_patterns,
+    halves,
+    held_out,
+    memorised,
+)
+from circuits.detectors.sources import NONE
+from circuits.models.protocol import check_finite, check_model, check_tokens, device_of, model_hash
+from circuits.models.random_init import config_of, random_twins
+from circuits.results import array_hash, check_whole, labelled
+
+NULLS = ("shuffled", "untrained")
+SHOWN = 3
+"""Places of a pattern that are given as examples."""
+
+
+@dataclass(frozen=True)
+class Multigrams:
+    """The n-grams and skip-n-grams every head has memorised: ``Dataset(layer, head[, pattern])``.
+
+    Args:
+        tokens: text ``[example, pos]`` with BOS first, examples in the order of the text and not overlapping: the two halves must
+            not share any of it (``circuits.data.tokens.consecutive_windows``).
+        rule: thresholds. k: patterns listed of each head. nulls: which of ``NULLS`` to measure; each is a pass more.
+        store: folder for the file that effects and events are streamed to while measuring (default: a temporary one).
+    """
+
+    tokens: Tensor = field(compare=False)
+    rule: MultigramRule = field(default_factory=MultigramRule)
+    k: int = 20
+    nulls: tuple[str, ...] = NULLS
+    seed: int = 0
+    store: Path | None = field(default=None, compare=False)
+    name: str = field(default="multigrams", init=False)
+    version: int = field(default=1, init=False)
+
+    def __post_init__(self) -> None:
+        check_tokens(self.tokens, d_vocab=2**31, n_ctx=2**31, min_length=8, needed_by="the multigram detector")
+        check_whole("k", self.k, 1)
+        check_whole("seed", self.seed, 0)
+        needed = 2 * self.rule.min_examples
+        if len(self.tokens) < needed:
+            raise ValueError(
+                f"the corpus has {len(self.tokens)} examples, and a pattern must recur in {self.rule.min_examples} of each half: "
+                f"{needed - len(self.tokens)} more are needed, or a rule with a smaller min_examples"
+            )
+        if unknown := set(self.nulls) - set(NULLS):
+            raise ValueError(f"nulls={self.nulls!r} has {', '.join(sorted(map(str, unknown)))}; there are {', '.join(NULLS)}")
+
+    def spec(self) -> dict[str, Any]:
+        return {
+            "tokens": array_hash(self.tokens.cpu()),
+            "rule": self.rule.spec(),
+            "k": self.k,
+            "nulls": list(self.nulls),
+            "seed": self.seed,
+        }
+
+    def __call__(self, model: Any) -> Any:
+        """Measure a model.
+
+        Returns:
+            Dataset with dims ``layer, head``: ``value``, distinct patterns memorised (>= 0; a lower bound), ``stderr``, half the
+            difference between the two directions; ``share`` of the head's positive effect, in [0, 1], and ``share_stderr``,
+            likewise; ``found``, patterns that recur in the whole corpus; ``events``, ``unattributed``; for each null
+            ``<name>_value``, ``<name>_share``, ``<name>_found``; ``null_mean``, the shuffled corpus' value. And with ``pattern``,
+            the largest total effect first, NONE (-1) or NaN where there are fewer: ``far, near, destination, out``,
+            ``contiguous``, ``pattern_effect`` (mean over all occurrences, nats) with ``pattern_stderr`` and ``pattern_others``
+            (mean effect of the other heads of the layer there), ``occurrences``, ``pattern_events``, ``pattern_total`` (nats,
+            over its events), ``memorised`` (1 or 0); ``example, query [layer, head, pattern, place]``, where it had events.
+
+        Raises:
+            TypeError, ValueError: not a hooked model, NaN weights, tokens that do not fit.
+        """
+        check_model(model)
+        check_finite(model)
+        cfg = model.cfg
+        check_tokens(self.tokens, d_vocab=cfg.d_vocab, n_ctx=cfg.n_ctx, needed_by="the multigram detector")
+        shape = (cfg.n_layers, cfg.n_heads)
+        with self._pass(model, self.tokens) as store:
+            one, kept = self._counts(store, self.tokens, cfg.n_layers)
+            listed = self._listed(store, cfg.n_layers, kept)
+        variables: dict[str, tuple[tuple[str, ...], Any]] = {}
+        for null in self.nulls:
+            twin, tokens = model, self.tokens
+            if null == "shuffled":
+                tokens = shuffle_tokens(self.tokens, seed=self.seed)
+            else:
+                twin = next(random_twins(config_of(model), 1)).to(device_of(model))
+            with self._pass(twin, tokens) as store:
+                found, _ = self._counts(store, tokens, cfg.n_layers)
+            variables |= {f"{null}_{key}": (("layer", "head"), found[key].reshape(shape)) for key in ("value", "share", "found")}
+        each = {key: (("layer", "head"), x.reshape(shape)) for key, x in one.items()}
+        null_mean = variables.get("shuffled_value", (("layer", "head"), np.full(shape, np.nan)))
+        return labelled(
+            {**each, **variables, "null_mean": null_mean, **listed},
+            {
+                "layer": np.arange(cfg.n_layers),
+                "head": np.arange(cfg.n_heads),
+                "pattern": np.arange(self.k),
+                "place": np.arange(SHOWN),
+            },
+            measure=self,
+            definition="distinct (source ... destination -> out) whose ablation costs, found on one half and held to the other",
+            source="after Wang et al. 2024, appendix B; rule of circuits.detectors.multigrams",
+            model_hash=model_hash(model),
+            n_examples=len(self.tokens),
+            n_tokens=self.tokens.numel(),
+            units="patterns; nats",
+            null="null_mean: the same model on shuffled examples",
+        )
+
+    @contextmanager
+    def _pass(self, model: Any, tokens: Tensor) -> Iterator[EventStore]:
+        with (
+            TemporaryDirectory(dir=self.store) as folder,
+            collect(model, tokens, self.rule, Path(folder) / "effects.h5") as store,
+        ):
+            yield store
+
+    def _counts(self, store: EventStore, tokens: Tensor, layers: int) -> tuple[dict[str, np.ndarray], Frame]:
+        """Of every head the numbers, and the patterns that are memorised in either direction."""
+        pd = pandas()
+        both = halves(len(tokens))
+        number, share, kept = [], [], []
+        for one, other in (both, both[::-1]):
+            patterns = self._of_all(store, one)
+            sums = held_out(store, patterns, tokens, other, layers)
+            good = memorised(sums, self.rule)
+            kept.append(patterns.loc[good, ["head", *KEY]])
+            number.append(np.bincount(patterns["head"][good], minlength=store.heads))
+            share.append(sums.covered / np.maximum(sums.positive, 1e-30))
+        distinct = pd.concat(kept).drop_duplicates()
+        whole = [len(found_patterns(store, head, range(len(tokens)), self.rule)) for head in range(store.heads)]
+        numbers = {
+            "value": np.bincount(distinct["head"], minlength=store.heads).astype(float),
+            "stderr": np.abs(number[0] - number[1]) / 2,
+            "share": np.mean(share, axis=0),
+            "share_stderr": np.abs(share[0] - share[1]) / 2,
+            "found": np.array(whole),
+            "events": np.array([store.count(head) for head in range(store.heads)]),
+            "unattributed": store.file["unattributed"][:],
+        }
+        return numbers, distinct
+
+    def _of_all(self, store: EventStore, part: range) -> Frame:
+        pd = pandas()
+        return pd.concat(
+            [found_patterns(store, head, part, self.rule).assign(head=head) for head in range(store.heads)], ignore_index=True
+        )
+
+    def _listed(self, store: EventStore, layers: int, kept: Frame) -> Mapping[str, tuple[tuple[str, ...], Any]]:
+        """The patterns of the whole corpus with the largest total effect, and some of their places."""
+        everything = range(len(self.tokens))
+        patterns = self._of_all(store, everything)
+        patterns = patterns.groupby("head", sort=True).head(self.k).reset_index(drop=True)
+        sums = held_out(store, patterns, self.tokens, everything, layers)
+        rank = patterns.groupby("head").cumcount().to_numpy()
+        at = (patterns["head"].to_numpy() // (store.heads // layers), patterns["head"].to_numpy() % (store.heads // layers), rank)
+        shape = (layers, store.heads // layers, self.k)
+
+        def spread(values: Any, fill: Any) -> np.ndarray:
+            out = np.full(shape, fill)
+            out[at] = values
+            return out
+
+        with np.errstate(invalid="ignore"):
+            others = sums.others / sums.n
+        whole = patterns.set_index(["head", *KEY]).index.isin(kept.set_index(["head", *KEY]).index)
+        columns = {name: spread(patterns[name], NONE) for name in KEY}
+        columns |= {
+            "contiguous": spread(patterns["contiguous"].astype(int), NONE),
+            "pattern_effect": spread(sums.mean, np.nan),
+            "pattern_stderr": spread(sums.stderr, np.nan),
+            "pattern_others": spread(others, np.nan),
+            "occurrences": spread(sums.n.astype(int), 0),
+            "pattern_events": spread(patterns["events"], 0),
+            "pattern_total": spread(patterns["total"], np.nan),
+            "memorised": spread(whole.astype(int), 0),
+        }
+        example, query = self._places(store, patterns)
+        dims = ("layer", "head", "pattern")
+        places = {
+            "example": np.stack([spread(example[:, i], NONE) for i in range(SHOWN)], -1),
+            "query": np.stack([spread(query[:, i], NONE) for i in range(SHOWN)], -1),
+        }
+        return {name: (dims, x) for name, x in columns.items()} | {name: ((*dims, "place"), x) for name, x in places.items()}
+
+    def _places(self, store: EventStore, patterns: Frame) -> tuple[np.ndarray, np.ndarray]:
+        """The first events of each pattern, each of another example: ``example`` and ``query [pattern, place]``."""
+        found = np.full((2, len(patterns), SHOWN), NONE)
+        asked = patterns[["head", *KEY]].assign(row=np.arange(len(patterns)))
+        for head in asked["head"].unique().tolist():
+            for bucket in store.buckets(head, range(len(self.tokens)), KEY[2:]):
+                met = bucket.merge(asked[asked["head"] == head], on=["head", *KEY])
+                met = met.drop_duplicates(["row", "example"]).sort_values(["row", "example", "query"])
+                place = met.groupby("row").cumcount()
+                met, place = met[place < SHOWN], place[place < SHOWN].to_numpy()
+                for i, column in enumerate(("example", "query")):
+                    found[i, met["row"].to_numpy(), place] = met[column]
+        return found[0], found[1]

@@ -1,0 +1,233 @@
+"""Multigrams: the n-grams and skip-n-grams that a head has memorised, found on one half of a corpus and held to the other.
+
+1. *Events*: positions of text where ablating the head costs at least ``threshold`` nats, and the pair (token, next token) has not
+   stood earlier in the example (there, induction could do it). What carried the effect makes each a pattern ``[far ... near ...
+   destination -> out]`` (``detectors/sources.py``).
+2. *Found*: patterns with events in at least ``min_examples`` examples of one half of the corpus, the simplest only: one that
+   contains another found pattern with the same destination and out is dropped (a second source that happened to be attended to).
+3. *Held out*: wherever such a pattern occurs in the other half, event or not, the effect of the head is read. The pattern is
+   *memorised* if it occurs in at least ``min_examples`` examples there, its mean effect exceeds zero by ``Z_NEEDED`` standard
+   errors (examples as clusters), and is at least half of the threshold. A contiguous pattern occurs where its tokens stand in a
+   row, any other where its sources stand anywhere earlier in the example.
+4. Halves change places; ``value`` is the number of distinct patterns memorised either way: a lower bound, since patterns too rare
+   for the corpus are not counted, so compare counts at one corpus size only. ``share`` is how much of the head's positive effect
+   on the held-out half (repeats aside) lies where patterns found on the first half occur; no pattern is chosen by what it is
+   scored on.
+
+Nulls: the same model on the corpus with every example's tokens shuffled (same unigrams, nothing to memorise), an untrained twin
+on the corpus (how many patterns the thresholds let through), and the other heads of the layer at the same places (is it this
+head?).
+
+Source: the analysis behind "multigram heads" in Wang et al. 2024, appendix B, whose thresholds are not published; these are ours.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+from torch import Tensor
+
+from circuits.detectors.event_store import EventStore, Frame, pandas
+from circuits.detectors.sources import LEAST_SHARE, NONE, events, repeats_in_context, value_weights
+from circuits.models.effects import head_effects
+from circuits.models.interventions import Ablation
+from circuits.models.protocol import device_of
+from circuits.results import check_whole
+
+Z_NEEDED = 2.0
+KEY = ["far", "near", "destination", "out"]
+
+
+@dataclass(frozen=True)
+class MultigramRule:
+    """What counts as an event, and as a pattern; see the module's docstring.
+
+    Args:
+        threshold: nats an ablation must cost. min_share: of value-weighted attention that makes a token a source.
+        min_examples: examples of a half a pattern must recur in. ablation: a name of ``ABLATIONS``.
+    """
+
+    threshold: float = 0.5
+    min_share: float = 0.25
+    min_examples: int = 3
+    ablation: str = "mean"
+
+    def __post_init__(self) -> None:
+        if not self.threshold > 0:
+            raise ValueError(f"threshold={self.threshold!r}: an ablation must cost something, give nats above 0")
+        if not LEAST_SHARE <= self.min_share < 1:
+            raise ValueError(f"min_share={self.min_share!r}: it is a share of attention, from {LEAST_SHARE} to below 1")
+        check_whole("min_examples", self.min_examples, 2)
+        Ablation.named(self.ablation)
+
+    def spec(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def collect(model: Any, tokens: Int[Tensor, "example pos"], rule: MultigramRule, path: Path) -> EventStore:
+    """Stream a corpus through the model once: effects and events go to a file, batch by batch."""
+    store = EventStore.create(path, len(tokens), tokens.shape[1] - 1, model.cfg.n_layers * model.cfg.n_heads)
+    for batch in head_effects(model, tokens, rule.ablation, direct=False):
+        part = tokens[batch.rows]
+        chosen = (batch.total >= rule.threshold) & ~repeats_in_context(part)
+        weights = [w.cpu() for w in value_weights(model, part.to(device_of(model)))]
+        store.add(
+            batch.rows.start,
+            batch.total.flatten(0, 1).numpy(),
+            events(weights, part, batch.total, chosen, min_share=rule.min_share, first_example=batch.rows.start),
+        )
+    return store
+
+
+def halves(examples: int) -> tuple[range, range]:
+    """The first and second half of a corpus: neighbouring text stays together, so nothing is shared."""
+    return range(examples // 2), range(examples // 2, examples)
+
+
+def found_patterns(store: EventStore, head: int, part: range, rule: MultigramRule) -> Frame:
+    """Patterns of a head that recur in a part of the corpus, the largest total effect first.
+
+    Columns: ``KEY``, the gaps that are most common, ``contiguous``, ``events``, ``examples``, ``total`` nats.
+    """
+    pd = pandas()
+    kept = [_recurring(bucket, rule) for bucket in store.buckets(head, part, KEY[2:])]
+    return pd.concat(kept).sort_values(["total", *KEY], ascending=[False, True, True, True, True], ignore_index=True)
+
+
+def _recurring(frame: Frame, rule: MultigramRule) -> Frame:
+    sources = (frame["far"] != NONE).astype(int) + (frame["near"] != NONE)
+    frame = frame.assign(row=(sources == 0) | ((frame["near_gap"] == 1) & ((frame["far_gap"] == 2) | (sources == 1))))
+    grouped = frame.groupby(KEY, sort=True)
+    found = grouped.agg(
+        events=("effect", "size"), examples=("example", "nunique"), total=("effect", "sum"), contiguous=("row", "mean")
+    )
+    found = found[found["examples"] >= rule.min_examples].reset_index()
+    found = found[~_contains_another(found)]
+    return found.assign(contiguous=found["contiguous"] >= 0.5)
+
+
+def _contains_another(found: Frame) -> np.ndarray:
+    """Which patterns hold another one with fewer sources, the same destination and the same out."""
+    pd = pandas()
+    ends = pd.MultiIndex.from_frame(found[["destination", "out"]])
+    bare = found["near"] == NONE
+    one = ~bare & (found["far"] == NONE)
+    contains = ends.isin(ends[bare]) & ~bare
+    short = pd.MultiIndex.from_frame(found.loc[one, ["near", "destination", "out"]])
+    for column in ("far", "near"):
+        contains |= pd.MultiIndex.from_frame(found[[column, "destination", "out"]]).isin(short) & ~bare & ~one
+    return contains.to_numpy()
+
+
+def occurrences(patterns: Frame, tokens: Int[Tensor, "example pos"]) -> Frame:
+    """Where patterns occur in these examples, repeats in context aside: columns ``pattern, example, query``.
+
+    Args:
+        patterns: ``KEY`` and ``contiguous``, one pattern a row.
+    """
+    pd = pandas()
+    ids = tokens.numpy()
+    example, query = np.nonzero(~repeats_in_context(tokens).numpy() & (np.arange(ids.shape[1] - 1) > 0))
+    here = pd.DataFrame({"example": example, "query": query, "destination": ids[example, query], "out": ids[example, query + 1]})
+    asked = patterns[[*KEY, "contiguous"]].assign(pattern=np.arange(len(patterns)))
+    met = here.merge(asked, on=["destination", "out"])
+    row, q = met["example"].to_numpy(), met["query"].to_numpy()
+    holds = np.ones(len(met), dtype=bool)
+    in_a_row = met["contiguous"].to_numpy()
+    for column, gap in (("near", 1), ("far", 2)):
+        source = met[column].to_numpy()
+        # A key at or before BOS is none: position q - gap must be 1 or more.
+        beside = (q - gap >= 1) & (ids[row, np.maximum(q - gap, 0)] == source)
+        holds &= (source == NONE) | np.where(in_a_row, beside, _stood_before(ids, row, q, source))
+    return met.loc[holds, ["pattern", "example", "query"]]
+
+
+def _stood_before(ids: np.ndarray, row: np.ndarray, q: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """Whether a token stands anywhere before a position of its example, BOS aside."""
+    pd = pandas()
+    example, pos = np.nonzero(np.arange(ids.shape[1])[None] * np.ones(len(ids))[:, None] >= 1)
+    first = pd.Series(pos).groupby([example, ids[example, pos]]).min()
+    wanted = pd.MultiIndex.from_arrays([row, source])
+    return first.reindex(wanted).fillna(np.inf).to_numpy() < q
+
+
+@dataclass
+class HeldOut:
+    """Sums over the occurrences of patterns in a part of the corpus: effects of the head and of the others of its layer.
+
+    Attributes:
+        n, clusters: occurrences and examples with one. effect, squares, products, weights: sums over examples of ``S``, ``S^2``,
+            ``S n``, ``n^2``, where an example has ``n`` occurrences with effects that add up to ``S``. others: mean effect of the
+            other heads, summed. covered, positive: per head, positive effect where patterns occur, and all of it.
+    """
+
+    n: np.ndarray
+    clusters: np.ndarray
+    effect: np.ndarray
+    squares: np.ndarray
+    products: np.ndarray
+    weights: np.ndarray
+    others: np.ndarray
+    covered: np.ndarray
+    positive: np.ndarray
+
+    @property
+    def mean(self) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            return self.effect / self.n
+
+    @property
+    def stderr(self) -> np.ndarray:
+        """Of a mean over clusters of unequal size, linearised; NaN below two clusters."""
+        m = np.nan_to_num(self.mean)
+        spread = np.maximum(self.squares - 2 * m * self.products + m**2 * self.weights, 0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(self.clusters > 1, np.sqrt(spread * self.clusters / (self.clusters - 1)) / self.n, np.nan)
+
+
+def held_out(store: EventStore, patterns: Frame, tokens: Int[Tensor, "example pos"], part: range, layers: int) -> HeldOut:
+    """Score patterns where they occur in a part of the corpus.
+
+    Args:
+        patterns: of all heads, with their ``head``. tokens: the whole corpus. layers: of the model.
+    """
+    size, n_heads = len(patterns), store.heads // layers
+    per_pattern, per_head = [np.zeros(size) for _ in range(7)], [np.zeros(store.heads) for _ in range(2)]
+    sums = HeldOut(*per_pattern, *per_head)
+    owner = patterns["head"].to_numpy()
+    for rows, effect in store.batches(part):
+        batch = tokens[rows]
+        usable = ~repeats_in_context(batch).numpy()
+        usable[:, 0] = False
+        positive = np.where(usable, np.maximum(effect, 0), 0.0)  # [head, example, query]
+        sums.positive += positive.sum((1, 2), dtype=np.float64)
+        at = occurrences(patterns, batch)
+        p, e, q = (at[name].to_numpy() for name in ("pattern", "example", "query"))
+        covered = np.zeros(effect.shape, dtype=bool)
+        covered[owner[p], e, q] = True
+        sums.covered += (positive * covered).sum((1, 2), dtype=np.float64)
+        own = effect[owner[p], e, q].astype(np.float64)
+        layer = owner[p] // n_heads
+        together = effect.reshape(layers, n_heads, *effect.shape[1:]).sum(1, dtype=np.float64)[layer, e, q]
+        sums.others += np.bincount(p, (together - own) / max(n_heads - 1, 1), minlength=size)
+        clusters = at.assign(own=own).groupby(["pattern", "example"])["own"].agg(["sum", "size"]).reset_index()
+        which, S, n = (clusters[name].to_numpy() for name in ("pattern", "sum", "size"))
+        for name, value in (
+            ("n", n),
+            ("clusters", np.ones(len(n))),
+            ("effect", S),
+            ("squares", S**2),
+            ("products", S * n),
+            ("weights", n**2),
+        ):
+            getattr(sums, name)[:] += np.bincount(which, value, minlength=size)
+    return sums
+
+
+def memorised(sums: HeldOut, rule: MultigramRule) -> np.ndarray:
+    """Which patterns hold on the part they were scored on."""
+    with np.errstate(invalid="ignore"):
+        clear = sums.mean > Z_NEEDED * sums.stderr
+    return (sums.clusters >= rule.min_examples) & clear & (sums.mean >= rule.threshold / 2)
