@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from circuits.data.tokens import repeated_random_tokens as repeated_random_tokens
     from circuits.detectors.classify import classify as classify
+    from circuits.detectors.multigram_measure import Multigrams as Multigrams
     from circuits.dynamics.detect import detect as detect
+    from circuits.dynamics.functions import functions as functions
     from circuits.dynamics.presets import preset as preset
     from circuits.dynamics.sweep import gather as gather
     from circuits.dynamics.sweep import sweep as sweep
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from circuits.models.convert import from_hf as from_hf
     from circuits.models.convert import from_transformer_lens as from_transformer_lens
     from circuits.models.demo import demo_model as demo_model
+    from circuits.models.effects import head_effects as head_effects
     from circuits.models.heads import Head as Head
     from circuits.models.hooked import HookedTransformer as HookedTransformer
     from circuits.views.attention import view as view
@@ -40,12 +43,15 @@ _HOMES = {
     "Head": "circuits.models.heads",
     "HookedTransformer": "circuits.models.hooked",
     "HookedTransformerConfig": "circuits.models.config",
+    "Multigrams": "circuits.detectors.multigram_measure",
     "classify": "circuits.detectors.classify",
     "demo_model": "circuits.models.demo",
     "detect": "circuits.dynamics.detect",
     "from_hf": "circuits.models.convert",
     "from_transformer_lens": "circuits.models.convert",
+    "functions": "circuits.dynamics.functions",
     "gather": "circuits.dynamics.sweep",
+    "head_effects": "circuits.models.effects",
     "ov_circuit": "circuits.weights.circuits",
     "planted": "circuits.models",
     "preset": "circuits.dynamics.presets",

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 SHIPPED_RUN = Path("fixtures/stdlib-2l")
+ATTENTION, ALL = "attention", "all"
 
 
 class OneSentence(TyperGroup):
@@ -93,6 +94,30 @@ def read_steps(text: str) -> list[int]:
         raise ValueError(f"--steps is {text!r}; give whole numbers with commas between them, such as 0,512,10000") from error
 
 
+def read_parts(text: str) -> list[str]:
+    """``"effects,roles"`` as parts of ``circuits.dynamics.functions.WHAT``; ``"all"`` as all of them.
+
+    Raises:
+        ValueError: a name that is not among them.
+    """
+    from circuits.dynamics.functions import WHAT
+
+    parts = [part.strip() for part in text.split(",")]
+    unknown = [part for part in parts if part not in (*WHAT, ALL)]
+    if unknown:
+        raise ValueError(f"--what has {', '.join(map(repr, unknown))}; give {', '.join(WHAT)}, several with commas, or {ALL}")
+    return list(WHAT) if ALL in parts else list(dict.fromkeys(parts))
+
+
+def write_found(out: Path, found: Any) -> None:
+    """Write what several measures found as one file, and name on stderr those that found nothing."""
+    from circuits.dynamics.artefacts import write_dataset
+
+    write_dataset(out, found.merged())
+    for name, reason in found.absent.items():
+        typer.echo(f"circuits: {name} has no data: {' '.join(reason.split())}", err=True)
+
+
 def show_version(wanted: bool) -> bool:
     """Answer ``--version`` and stop."""
     if wanted:
@@ -152,17 +177,27 @@ def train(
 @app.command()
 def detect(
     run: Annotated[Path, argument("Folder of a training run.")],
+    what: Annotated[
+        str, option("attention (default), behaviour, effects, multigrams, brackets, roles, several with commas, or all.")
+    ] = ATTENTION,
     out: Annotated[Path | None, option("The netCDF file; default: reports/<run>/detect.nc.")] = None,
     store: Store = None,
     workers: Workers = None,
 ) -> None:
-    """Score every head at every checkpoint with the attention detectors; write one netCDF file."""
+    """Measure what every head attends to, or does, at every checkpoint; write one netCDF file."""
+    parts = read_parts(what)
+    out, store = out or reports(run) / "detect.nc", store or reports(run) / "store"
     from circuits.dynamics.artefacts import write_dataset
-    from circuits.dynamics.detect import detect as score
     from circuits.models.checkpoints import Checkpoints
 
-    out = out or reports(run) / "detect.nc"
-    write_dataset(out, score(Checkpoints.from_dir(run), store=store or reports(run) / "store", workers=processes(workers)))
+    if parts == [ATTENTION]:
+        from circuits.dynamics.detect import detect as score
+
+        write_dataset(out, score(Checkpoints.from_dir(run), store=store, workers=processes(workers)))
+    else:
+        from circuits.dynamics.functions import functions
+
+        write_found(out, functions(Checkpoints.from_dir(run), parts, store=store, workers=processes(workers)))
     typer.echo(out)
 
 
@@ -174,15 +209,12 @@ def weights(
     workers: Workers = None,
 ) -> None:
     """Read the weights of every checkpoint: composition, eigenvalues, skip-trigrams, with nulls; write one netCDF file."""
-    from circuits.dynamics.artefacts import write_dataset
     from circuits.dynamics.weigh import weigh
     from circuits.models.checkpoints import Checkpoints
 
     out = out or reports(run) / "weights.nc"
     found = weigh(Checkpoints.from_dir(run), store=store or reports(run) / "store", workers=processes(workers))
-    write_dataset(out, found.merged())
-    for name, reason in found.absent.items():
-        typer.echo(f"circuits: {name} has no data: {' '.join(reason.split())}", err=True)
+    write_found(out, found)
     typer.echo(out)
 
 

@@ -1,23 +1,25 @@
 """Synthetic languages whose structure is known exactly: balanced brackets, and a language with a bit of everything.
 
-**Mixed language.** It is known why every token came. A text is a run of *items*, each drawn with its weight:
+**Mixed language.** It is known why every token came. A text is a run of *items*, each drawn with its weight; to the right, why
+each of its tokens came:
 
-    plain        one token, Zipf over the plain ids                                                   other
-    bigram       a b: a a uniform, then its b with probability ``bigram_probability``, else plain      other, bigram (other)
-    ngram        c m1 ... o, of an order from ``orders``: each m follows with certainty from the       other, bigram ..., ngram
-                 token before, o needs all of the n - 1 tokens: another c, before the same m's, has another o
-    skip_ngram   s, g short items, d, o: o follows from s and d; each d has several s, each with its o  other, (items), other,
-    skip_ngram induction    a span of different plain tokens, g short items, the span again                       other,
-    (items), other, induction ... bracket      an opener, m items (no induction), its closer
-    other, (items), bracket
+    plain        x           a plain token, by Zipf's law                                        other
+    bigram       a b         a uniform; its b with ``bigram_probability``, else a plain token     other bigram (other)
+    ngram        c m1 .. o   of an order n from ``orders``; each m follows from the token         other bigram .. ngram
+                             before with certainty, o from all n - 1: another c before the
+                             same m's has another o
+    skip_ngram   s .. d o    g short items between s and d; o follows from both: each d has       other .. other skip_ngram
+                             several s, each with its own o
+    induction    r .. r      a span r of different plain tokens, g short items, r again           other .. other induction ..
+    bracket      ( .. )      m items, but no induction, between opener and closer                 other .. bracket
 
-Short items are the first three. ``g`` and ``m`` are uniform; brackets hold brackets up to ``max_depth``. Tokens a, c, m, s and d
-occur nowhere else, so the conditional probabilities above are those of the language; b, o and spans are plain tokens, chosen so
-that no d or shared m tells its o. One skip-trigram's d is not used again in a sequence until all have been. ``kind[..., t]`` is
-why token t + 1 came: "other" is what nothing before it determines. A bracket's closer is due with certainty when its items are
-over, but how many there are is unknown, so its loss cannot go to 0. ``nested``: a closed pair holds another pair.
+Short items are the first three; g and m are uniform; brackets hold brackets up to ``max_depth``. Tokens a, c, m, s and d occur
+nowhere else, so these are the conditional probabilities of the language. b, o and r are plain tokens. No d of a skip-trigram is
+used twice in a sequence until all have been. ``kind[..., t]`` is why token t + 1 came; "other" is what nothing before it
+determines. A closer comes with certainty when its items are over, but how many there are is unknown: its loss cannot go to 0. It
+is *nested* if its pair stands in another.
 
-Sequences are cut at their length. Expected shares, cuts included, are exact: ``circuits.data.mixed_rates``.
+Sequences are cut at their length. The expected shares, cuts included, are exact: ``circuits.data.mixed_rates``.
 """
 
 from collections.abc import Sequence
@@ -30,8 +32,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from circuits.data.contexts import KINDS
 from circuits.data.mixed_rates import expected_shares
-from circuits.data.mixed_tokens import ITEMS, KINDS, PLAIN, MixedTokens, Tables
+from circuits.data.mixed_tokens import ITEMS, PLAIN, MixedTokens, Tables
 from circuits.data.mixed_writer import Writer
 
 BRACKETS = ("()", "[]", "{}")
@@ -179,7 +182,7 @@ class MixedLanguage:
     def rates(self, length: int) -> dict[str, float]:
         """The expected share of each kind among the predicted tokens of sequences of this length, BOS counted; exact.
 
-        Also "nested", the share of closers of pairs with a pair inside (part of "bracket").
+        Also "nested", the share of closers of pairs inside another (part of "bracket").
         """
         return dict(zip((*KINDS, "nested"), expected_shares(self, length).tolist(), strict=True))
 

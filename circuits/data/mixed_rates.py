@@ -15,27 +15,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from circuits.data.mixed_tokens import BIGRAM, BRACKET, INDUCTION, KINDS, NGRAM, OTHER, SHORT, SKIP
+from circuits.data.contexts import BIGRAM, BRACKET, INDUCTION, KINDS, NGRAM, OTHER, SKIP_NGRAM
+from circuits.data.mixed_tokens import SHORT
 
 if TYPE_CHECKING:
     from circuits.data.languages import MixedLanguage
 
 NESTED = len(KINDS)
-"""The row of nested closers, behind those of the kinds (of which "bracket" counts them too)."""
+"""The row of nested closers, behind those of the kinds; "bracket" counts them too."""
 
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """Length and emissions of a random piece of text, and the probability that it is written at all."""
+    """Length and emissions of a random piece of text."""
 
     length: Float[np.ndarray, "l"]
     emit: Float[np.ndarray, "kind offset"]
-    total: float = 1.0
 
     def then(self, other: "Piece") -> "Piece":
-        """This and, behind it, the other, both or neither: they are independent."""
+        """This and, behind it, the other, independent of it."""
         moved = np.stack([_convolve(self.length, row) for row in other.emit])
-        return Piece(_convolve(self.length, other.length), self.emit * other.total + moved, self.total * other.total)
+        return Piece(_convolve(self.length, other.length), self.emit + moved)
 
 
 def _convolve(a: Float[np.ndarray, "n"], b: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
@@ -51,11 +51,11 @@ def _fixed(kinds: Sequence[int], horizon: int) -> Piece:
     return Piece(length, emit)
 
 
-def _choice(pieces: Sequence[Piece], weights: Sequence[float], total: float | None = None) -> Piece:
-    """One of these by weight; of a larger ``total``, sometimes none."""
-    shares = np.asarray(weights, dtype=np.float64) / (sum(weights) if total is None else total)
+def _choice(pieces: Sequence[Piece], weights: Sequence[float]) -> Piece:
+    """One of these, by weight."""
+    shares = np.asarray(weights, dtype=np.float64) / sum(weights)
     length, emit = (np.tensordot(shares, [getattr(p, of) for p in pieces], axes=1) for of in ("length", "emit"))
-    return Piece(length, emit, float(shares @ [p.total for p in pieces]))
+    return Piece(length, emit)
 
 
 def _several(piece: Piece, bounds: tuple[int, int]) -> Piece:
@@ -84,17 +84,17 @@ def expected_shares(language: "MixedLanguage", length: int) -> Float[np.ndarray,
     ]
     weights = list(language.weights)
     waiting = _several(_choice(short, weights[:SHORT]), language.gap)
-    gapped = fixed(OTHER).then(waiting).then(fixed(OTHER, SKIP))
+    gapped = fixed(OTHER).then(waiting).then(fixed(OTHER, SKIP_NGRAM))
     spans = range(language.span[0], language.span[1] + 1)
     repeats = [fixed(*[OTHER] * n).then(waiting).then(fixed(OTHER, *[INDUCTION] * (n - 1))) for n in spans]
     held, held_weights = [*short, gapped], weights[: SHORT + 1]
     enclosed = None  # the innermost brackets hold none
-    for _ in range(language.max_depth):
+    for depth in range(language.max_depth, 0, -1):
         inner, inner_weights = (held, held_weights) if enclosed is None else ([*held, enclosed], [*held_weights, weights[-1]])
-        content = _several(_choice(inner, inner_weights), language.content)
-        flat = _several(_choice(held, held_weights, sum(inner_weights)), language.content)
-        enclosed = fixed(OTHER).then(content).then(fixed(BRACKET))
-        enclosed.emit[NESTED] += fixed(OTHER).then(content).length - fixed(OTHER).then(flat).length
+        before = fixed(OTHER).then(_several(_choice(inner, inner_weights), language.content))
+        enclosed = before.then(fixed(BRACKET))
+        if depth > 1:
+            enclosed.emit[NESTED] += before.length
     assert enclosed is not None
     item = _choice([*held, _choice(repeats, [1.0] * len(repeats)), enclosed], weights)
     begins = np.zeros(horizon)

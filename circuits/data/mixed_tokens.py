@@ -10,9 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-KINDS = ("bracket", "induction", "ngram", "bigram", "skip_ngram", "positional", "other")
-"""What a kind's number means, here as in ``circuits.data.contexts``; nothing here is positional."""
-BRACKET, INDUCTION, NGRAM, BIGRAM, SKIP, POSITIONAL, OTHER = range(len(KINDS))
+from circuits.data.contexts import KINDS
+
 ITEMS = ("plain", "bigram", "ngram", "skip_ngram", "induction", "bracket")
 PLAIN, PAIR, PHRASE, GAPPED, REPEAT, ENCLOSED = range(len(ITEMS))
 SHORT = 3
@@ -43,7 +42,7 @@ class MixedTokens:
     Attributes:
         tokens: ``[example, pos]``, BOS first.
         kind: ``[example, pos - 1]``, index into ``KINDS`` of the reason for token ``t + 1``.
-        nested: ``[example, pos - 1]``, token ``t + 1`` closes a pair with another inside.
+        nested: ``[example, pos - 1]``, token ``t + 1`` closes a pair inside another, as in ``circuits.data.contexts``.
         source: ``[example, pos - 1]``, the position that tells it: of the opener, the token copied, an n-gram's first token, the
             token before (bigram) or the skip-trigram's source; -1 where nothing does.
     """
@@ -54,6 +53,6 @@ class MixedTokens:
     source: Int[Tensor, "example pos_minus_1"]
 
     def rates(self) -> dict[str, float]:
-        """The realised share of each kind among predicted tokens, and of nested closers (part of "bracket")."""
+        """The realised share of each kind among predicted tokens, and of nested closers, part of "bracket"."""
         counts = torch.bincount(self.kind.flatten().long(), minlength=len(KINDS)).double() / self.kind.numel()
         return dict(zip(KINDS, counts.tolist(), strict=True)) | {"nested": float(self.nested.double().mean())}

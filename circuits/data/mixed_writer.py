@@ -11,22 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from circuits.data.mixed_tokens import (
-    BIGRAM,
-    BRACKET,
-    ENCLOSED,
-    GAPPED,
-    INDUCTION,
-    NGRAM,
-    OTHER,
-    PAIR,
-    PHRASE,
-    PLAIN,
-    REPEAT,
-    SHORT,
-    SKIP,
-    MixedTokens,
-)
+from circuits.data.contexts import BIGRAM, BRACKET, INDUCTION, NGRAM, OTHER, SKIP_NGRAM
+from circuits.data.mixed_tokens import ENCLOSED, GAPPED, PAIR, PHRASE, PLAIN, REPEAT, SHORT, MixedTokens
 
 if TYPE_CHECKING:
     from circuits.data.languages import MixedLanguage
@@ -44,7 +30,6 @@ class Writer:
         self.waiting, self.first = np.zeros(examples, dtype=np.int64), np.zeros(examples, dtype=np.int64)
         self.frames = np.zeros(examples, dtype=np.int64)
         self.what, self.left, self.begun, self.data = (np.zeros((examples, frames), dtype=np.int64) for _ in range(4))
-        self.holds_pair = np.zeros((examples, frames), dtype=bool)
         # Destinations come in a random order of each sequence's own, so that none comes twice before all have.
         self.order = rng.permuted(np.tile(np.arange(len(self.tables.skips)), (examples, 1)), axis=1)
         self.skips = np.zeros(examples, dtype=np.int64)
@@ -93,7 +78,7 @@ class Writer:
     def _push(self, rows: np.ndarray, what: int, items: tuple[int, int], data: np.ndarray) -> None:
         top = self.frames[rows]
         self.what[rows, top], self.begun[rows, top], self.data[rows, top] = what, self.position, data
-        self.left[rows, top], self.holds_pair[rows, top] = self._draw(items, len(rows)), False
+        self.left[rows, top] = self._draw(items, len(rows))
         self.frames[rows] += 1
 
     def _plain(self, rows: np.ndarray) -> None:
@@ -136,8 +121,6 @@ class Writer:
     def _enclosed(self, rows: np.ndarray) -> None:
         type_ = self.rng.integers(len(self.tables.pairs), size=len(rows))
         self._push(rows, ENCLOSED, self.language.content, type_)
-        outer = self.frames[rows] - 2
-        self.holds_pair[rows[outer >= 0], outer[outer >= 0]] = True
         self._put(rows, (self.tables.pairs[type_, 0], OTHER, 0, -1))
 
     def _finish(self, rows: np.ndarray) -> None:
@@ -146,11 +129,11 @@ class Writer:
         self.frames[rows] -= 1
         what, data, begun = (x[rows, top] for x in (self.what, self.data, self.begun))
         here = what == ENCLOSED
-        nested = self.holds_pair[rows[here], top[here]]
+        nested = top[here] > 0  # what holds a bracket is a bracket
         self._put(rows[here], (self.tables.pairs[data[here], 1], BRACKET, nested, begun[here]))
         here = what == GAPPED
         skips = self.tables.skips.reshape(-1, 3)[data[here]]
-        self._put(rows[here], (skips[:, 1], OTHER, 0, -1), (skips[:, 2], SKIP, 0, begun[here]))
+        self._put(rows[here], (skips[:, 1], OTHER, 0, -1), (skips[:, 2], SKIP_NGRAM, 0, begun[here]))
         here = what == REPEAT
         places = np.minimum(begun[here][:, None] + np.arange(self.language.span[1]), self.length - 1)
         copied = self.written[rows[here][:, None], places, 0]

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from circuits.detectors.roles import classify_functions
+
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -30,21 +32,37 @@ THRESHOLD = 0.2
 Z_NEEDED = 2.0
 
 
-def classify(scores: "xr.Dataset", *, threshold: float = THRESHOLD) -> "xr.Dataset":
-    """Name each head's role.
+def classify(
+    scores: "xr.Dataset",
+    *,
+    threshold: float = THRESHOLD,
+    induction_cut: "xr.Dataset | None" = None,
+    multigrams: "xr.Dataset | None" = None,
+    brackets: "xr.Dataset | None" = None,
+) -> "xr.Dataset":
+    """Name each head's role: by where it attends, or, given what its ablation does as well, by both.
 
     Args:
         scores: what ``detect`` returned, with or without ``step``.
-        threshold: least support for a role, in (0, 1).
+        threshold: least support for a role by attention, in (0, 1).
+        induction_cut, multigrams, brackets: what ``InductionCut``, ``Multigrams`` and ``BracketScores`` returned; with all three the
+            roles are those of ``circuits.detectors.roles.classify_functions``, which has its own thresholds.
 
     Returns:
-        ``Dataset([step,] layer, head)``: ``role``, the ``detector`` behind it, its ``value``, ``stderr``, ``chance``,
+        By attention: ``Dataset([step,] layer, head)``: ``role``, the ``detector`` behind it, its ``value``, ``stderr``, ``chance``,
         ``null_mean``, ``null_sd``, ``z``, the ``support`` in [.., 1] and the ``margin`` to the runner-up. A head without
         scores (a checkpoint that failed) has the role "not measured".
 
     Raises:
         ValueError: ``scores`` is not a detector dataset, or the threshold is out of range.
     """
+    causal = {"induction_cut": induction_cut, "multigrams": multigrams, "brackets": brackets}
+    given = {name: data for name, data in causal.items() if data is not None}
+    if len(given) == len(causal):
+        return classify_functions(scores, **given)
+    if given:
+        missing = ", ".join(sorted(set(causal) - set(given)))
+        raise ValueError(f"roles by attention and ablation need {missing} too: circuits.functions(run, 'roles') measures all")
     if not hasattr(scores, "data_vars"):
         raise TypeError(f"got a {type(scores).__name__}; pass what circuits.detect(model) returned")
     needed = ("value", "stderr", "chance", "null_mean", "null_sd", "z")

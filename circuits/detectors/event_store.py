@@ -4,7 +4,7 @@ What is held in memory does not grow with the corpus: effects are read in batche
 in buckets of about ``EVENTS``, chosen so that all events of a pattern fall into one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,23 +78,21 @@ class EventStore:
         """Events of a head."""
         return len(self.file[f"nats/{head}"])
 
-    def buckets(self, head: int, part: range, key: Sequence[str]) -> Iterator[Frame]:
-        """A head's events in a part of the corpus, all with one ``key`` in the same frame."""
-        pd = pandas()
+    def buckets(self, head: int, part: range) -> Iterator[Events]:
+        """A head's events in a part of the corpus; all with one destination and one out are in the same bucket."""
         length = self.count(head)
         number = max(1, -(-length // EVENTS))
         for bucket in range(number):
             kept = []
             for start in range(0, max(length, 1), EVENTS):
-                columns = self.file[f"events/{head}"][start : start + EVENTS]
-                frame = pd.DataFrame(columns, columns=list(COLUMNS)).assign(
-                    effect=self.file[f"nats/{head}"][start : start + EVENTS].astype(float)
-                )
-                inside = (frame["example"] >= part.start) & (frame["example"] < part.stop)
+                columns = self.file[f"events/{head}"][start : start + EVENTS].astype(np.int64)
+                effect = self.file[f"nats/{head}"][start : start + EVENTS].astype(np.float64)
+                example, destination, out = (columns[:, COLUMNS.index(name)] for name in ("example", "destination", "out"))
+                inside = (example >= part.start) & (example < part.stop)
                 if number > 1:
-                    inside &= pd.util.hash_pandas_object(frame[list(key)], index=False) % number == bucket
-                kept.append(frame[inside])
-            yield pd.concat(kept)
+                    inside &= (destination * 1_000_003 + out * 8_191) % number == bucket
+                kept.append((columns[inside], effect[inside]))
+            yield Events(np.concatenate([c for c, _ in kept]), np.concatenate([e for _, e in kept]), np.zeros(0, np.int64))
 
     def batches(self, part: range) -> Iterator[tuple[slice, Float[np.ndarray, "head example query"]]]:
         """Effects of a part of the corpus, some examples at a time."""

@@ -35,10 +35,17 @@ def loss_per_token(model: Any, tokens: Int[Tensor, "example pos"]) -> Float[Tens
 
 def in_context_learning_score(losses: Float[Tensor, "example pos_minus_1"]) -> Float[Tensor, "example"]:
     """Late minus early loss of each example, nats; 0 if context does not help. Source: Olsson et al. 2022, windows ours."""
+    early, late = early_and_late(losses)
+    return late - early
+
+
+def early_and_late(
+    losses: Float[Tensor, "example pos_minus_1"],
+) -> tuple[Float[Tensor, "example"], Float[Tensor, "example"]]:
+    """Mean loss of each example in the two windows of the score."""
     length = losses.shape[1] + 1
     early = losses[:, max(length // 16 - 1, 0) : max(length // 8 - 1, 1)].mean(1)
-    late = losses[:, 3 * length // 4 - 1 :].mean(1)
-    return late - early
+    return early, losses[:, 3 * length // 4 - 1 :].mean(1)
 
 
 def literal_score(losses: Float[Tensor, "example pos_minus_1"]) -> Float[Tensor, "example"]:

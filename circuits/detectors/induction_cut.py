@@ -1,11 +1,11 @@
 """Does a head's attention to induction targets do anything? Cut it, and see what repeated tokens cost.
 
 On random tokens repeated once, at many lags (the battery of ``detectors/attention.py``), take the query rows ``i`` that have a
-target, the key ``j`` with ``x[j - 1] = x[i]``, and whose next token is what stands there, ``x[i + 1] = x[j]``. The head's attention
-on its targets is set to zero and the rest of each row scaled to sum to 1, which is what scores of minus infinity do; the
-head's output follows, and later layers with it. The effect is the loss of ``x[i + 1]`` with the cut less the clean loss, in nats: how
-much of what induction could give passes through this attention. In the control as many other keys of the same rows, drawn at
-random (BOS aside), are cut in place of the targets.
+target, the key ``j`` with ``x[j - 1] = x[i]``, and whose next token is what stands there, ``x[i + 1] = x[j]``. The head's
+attention on its targets is set to zero and the rest of each row scaled to sum to 1, which is what scores of minus infinity do;
+the head's output follows, and later layers with it. The effect is the loss of ``x[i + 1]`` with the cut less the clean loss, in
+nats: how much of what induction could give passes through this attention. In the control as many other keys of the same rows,
+drawn at random (BOS aside), are cut in place of the targets.
 
 Source: attention knock-out of the induction entries (Crosbie and Shutova 2024); the control ours.
 """

@@ -24,7 +24,7 @@ from circuits.detectors.multigrams import (
     held_out,
     memorised,
 )
-from circuits.detectors.sources import NONE
+from circuits.detectors.sources import COLUMNS, NONE
 from circuits.models.protocol import check_finite, check_model, check_tokens, device_of, model_hash
 from circuits.models.random_init import config_of, random_twins
 from circuits.results import array_hash, check_whole, labelled
@@ -211,8 +211,12 @@ class Multigrams:
         found = np.full((2, len(patterns), SHOWN), NONE)
         asked = patterns[["head", *KEY]].assign(row=np.arange(len(patterns)))
         for head in asked["head"].unique().tolist():
-            for bucket in store.buckets(head, range(len(self.tokens)), KEY[2:]):
-                met = bucket.merge(asked[asked["head"] == head], on=["head", *KEY])
+            for bucket in store.buckets(head, range(len(self.tokens))):
+                met = (
+                    pandas()
+                    .DataFrame(bucket.columns, columns=list(COLUMNS))
+                    .merge(asked[asked["head"] == head], on=["head", *KEY])
+                )
                 met = met.drop_duplicates(["row", "example"]).sort_values(["row", "example", "query"])
                 place = met.groupby("row").cumcount()
                 met, place = met[place < SHOWN], place[place < SHOWN].to_numpy()

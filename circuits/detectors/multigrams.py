@@ -30,7 +30,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from circuits.detectors.event_store import EventStore, Frame, pandas
-from circuits.detectors.sources import LEAST_SHARE, NONE, events, repeats_in_context, value_weights
+from circuits.detectors.sources import COLUMNS, LEAST_SHARE, NONE, Events, events, repeats_in_context, value_weights
 from circuits.models.effects import head_effects
 from circuits.models.interventions import Ablation
 from circuits.models.protocol import device_of
@@ -38,6 +38,8 @@ from circuits.results import check_whole
 
 Z_NEEDED = 2.0
 KEY = ["far", "near", "destination", "out"]
+PLACES = 10_000
+"""Places whose contexts are searched at a time."""
 
 
 @dataclass(frozen=True)
@@ -89,36 +91,50 @@ def halves(examples: int) -> tuple[range, range]:
 def found_patterns(store: EventStore, head: int, part: range, rule: MultigramRule) -> Frame:
     """Patterns of a head that recur in a part of the corpus, the largest total effect first.
 
-    Columns: ``KEY``, the gaps that are most common, ``contiguous``, ``events``, ``examples``, ``total`` nats.
+    Columns: ``KEY``, ``contiguous`` (as most of its events are), ``events``, ``examples``, ``total`` nats.
     """
     pd = pandas()
-    kept = [_recurring(bucket, rule) for bucket in store.buckets(head, part, KEY[2:])]
-    return pd.concat(kept).sort_values(["total", *KEY], ascending=[False, True, True, True, True], ignore_index=True)
+    kept = pd.concat([pd.DataFrame(_recurring(bucket, rule)) for bucket in store.buckets(head, part)])
+    return kept.sort_values(["total", *KEY], ascending=[False, True, True, True, True], ignore_index=True)
 
 
-def _recurring(frame: Frame, rule: MultigramRule) -> Frame:
-    sources = (frame["far"] != NONE).astype(int) + (frame["near"] != NONE)
-    frame = frame.assign(row=(sources == 0) | ((frame["near_gap"] == 1) & ((frame["far_gap"] == 2) | (sources == 1))))
-    grouped = frame.groupby(KEY, sort=True)
-    found = grouped.agg(
-        events=("effect", "size"), examples=("example", "nunique"), total=("effect", "sum"), contiguous=("row", "mean")
-    )
-    found = found[found["examples"] >= rule.min_examples].reset_index()
-    found = found[~_contains_another(found)]
-    return found.assign(contiguous=found["contiguous"] >= 0.5)
+def _recurring(bucket: Events, rule: MultigramRule) -> dict[str, np.ndarray]:
+    """Patterns with events in enough examples, without those that hold another one."""
+    at = {name: bucket.columns[:, i] for i, name in enumerate(COLUMNS)}
+    sources = (at["far"] != NONE).astype(int) + (at["near"] != NONE)
+    in_a_row = (sources == 0) | ((at["near_gap"] == 1) & ((sources == 1) | (at["far_gap"] == 2)))
+    code = _pair(_pair(at["destination"], at["out"]), _pair(at["far"], at["near"]))
+    _, first, which = np.unique(code, return_index=True, return_inverse=True)
+    size = len(first)
+    by_example = np.unique(which * (int(at["example"].max(initial=0)) + 1) + at["example"], return_index=True)[1]
+    events, examples = np.bincount(which, minlength=size), np.bincount(which[by_example], minlength=size)
+    enough = np.flatnonzero(examples >= rule.min_examples)
+    found = {name: at[name][first[enough]] for name in KEY} | {
+        "events": events[enough],
+        "examples": examples[enough],
+        "total": np.bincount(which, bucket.effect, minlength=size)[enough],
+        "contiguous": np.bincount(which, in_a_row, minlength=size)[enough] >= 0.5 * events[enough],
+    }
+    simple = ~_contains_another(found)
+    return {name: x[simple] for name, x in found.items()}
 
 
-def _contains_another(found: Frame) -> np.ndarray:
+def _pair(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """A number for each pair; equal pairs, equal numbers below the number of pairs."""
+    return np.unique((a + 1) * (int(b.max(initial=0)) + 2) + b + 1, return_inverse=True)[1].reshape(-1)
+
+
+def _contains_another(found: dict[str, np.ndarray]) -> np.ndarray:
     """Which patterns hold another one with fewer sources, the same destination and the same out."""
-    pd = pandas()
-    ends = pd.MultiIndex.from_frame(found[["destination", "out"]])
+    ends = _pair(found["destination"], found["out"])
     bare = found["near"] == NONE
     one = ~bare & (found["far"] == NONE)
-    contains = ends.isin(ends[bare]) & ~bare
-    short = pd.MultiIndex.from_frame(found.loc[one, ["near", "destination", "out"]])
-    for column in ("far", "near"):
-        contains |= pd.MultiIndex.from_frame(found[[column, "destination", "out"]]).isin(short) & ~bare & ~one
-    return contains.to_numpy()
+    base = int(max(found["near"].max(initial=0), found["far"].max(initial=0))) + 2
+    short = (ends * base + found["near"])[one]
+    holds = np.isin(ends, ends[bare])
+    for name in ("far", "near"):
+        holds |= np.isin(ends * base + found[name], short) & ~one
+    return holds & ~bare
 
 
 def occurrences(patterns: Frame, tokens: Int[Tensor, "example pos"]) -> Frame:
@@ -146,11 +162,12 @@ def occurrences(patterns: Frame, tokens: Int[Tensor, "example pos"]) -> Frame:
 
 def _stood_before(ids: np.ndarray, row: np.ndarray, q: np.ndarray, source: np.ndarray) -> np.ndarray:
     """Whether a token stands anywhere before a position of its example, BOS aside."""
-    pd = pandas()
-    example, pos = np.nonzero(np.arange(ids.shape[1])[None] * np.ones(len(ids))[:, None] >= 1)
-    first = pd.Series(pos).groupby([example, ids[example, pos]]).min()
-    wanted = pd.MultiIndex.from_arrays([row, source])
-    return first.reindex(wanted).fillna(np.inf).to_numpy() < q
+    stood = np.empty(len(q), dtype=bool)
+    for part in range(0, len(q), PLACES):
+        at = slice(part, part + PLACES)
+        keys = np.arange(ids.shape[1])
+        stood[at] = ((ids[row[at]] == source[at, None]) & (keys >= 1) & (keys < q[at, None])).any(1)
+    return stood
 
 
 @dataclass

@@ -6,8 +6,8 @@ A head of layer 0 can reach the logits directly, or by what later heads attend t
                   values), and still reaches the MLPs and the logits; biases stay
     later heads   the outputs of all heads behind layer 0 are zeroed
 
-    value[cut, condition] = mean over closers of (d(closer) - mean over its control tokens of d),  d = loss with the cut - clean
-    loss
+    value[cut, condition] = mean over closers of (d(closer) - mean over its control tokens of d),
+    d = loss with the cut - clean loss
 
 in nats, over nested closers (another pair lies inside) and over flat ones, with the control tokens of
 ``circuits.detectors.brackets``: what a cut costs every token at that depth is no matter of brackets. ``contrast[cut]`` is

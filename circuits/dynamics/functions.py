@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from circuits.data.token_classes import TokenClasses
 from circuits.data.tokens import consecutive_windows
 from circuits.detectors.brackets import BracketScores
 from circuits.detectors.copying import CopyingScores
+from circuits.detectors.in_context_ablation import InContextAblation
 from circuits.detectors.induction_cut import InductionCut
 from circuits.detectors.multigram_measure import Multigrams
 from circuits.detectors.nested_brackets import NestedBrackets
@@ -41,7 +42,8 @@ from circuits.results import Measure, array_hash, canonical
 if TYPE_CHECKING:
     import xarray as xr
 
-PROFILE_EXAMPLES, MULTIGRAM_EXAMPLES, PREDICTED_EXAMPLES, BRACKET_EXAMPLES = 96, 128, 64, 64
+PROFILE_EXAMPLES, MULTIGRAM_EXAMPLES, IN_CONTEXT_EXAMPLES = 96, 128, 64
+BEHAVIOUR_EXAMPLES, PREDICTED_EXAMPLES, BRACKET_EXAMPLES = 32, 64, 64
 WHAT = ("attention", "behaviour", "effects", "multigrams", "brackets", "roles")
 """What can be asked for; "roles" includes the measures that roles rest on."""
 ROLE_MEASURES = {
@@ -153,10 +155,7 @@ def function_measures(run: Checkpoints, what: Iterable[str] = WHAT) -> dict[str,
     if asked & {"attention", "roles"}:
         found.append(attention_measure(run))
     if "behaviour" in asked:
-        found += [CopyingScores(ids=ids), PositionAblation(_corpora(run)), TokenLosses(_corpora(run))] if run.evaluation else []
-        table = table_of(run)
-        if text is not None and table is not None:
-            found.append(PredictorLoss({text.kind: spread(text.tokens, PREDICTED_EXAMPLES)}, table))
+        found += _behaviour(run, text, ids)
     if "effects" in asked and (profiled := profile_text(run)) is not None:
         tokens, kinds, rule = profiled
         found.append(FunctionProfile(tokens, kinds, names=KINDS, rule=rule))
@@ -170,10 +169,20 @@ def function_measures(run: Checkpoints, what: Iterable[str] = WHAT) -> dict[str,
     return {measure.name: measure for measure in found}
 
 
-def _corpora(run: Checkpoints) -> dict[str, Tensor]:
-    """The run's evaluation tokens, cut to one length."""
-    shortest = min(tokens.shape[1] for tokens in run.evaluation.values())
-    return {corpus: tokens[:, :shortest] for corpus, tokens in run.evaluation.items()}
+def _behaviour(run: Checkpoints, text: Text | None, ids: Any) -> list[Measure]:
+    """Behavioural scores; those of text where the run has some."""
+    table = table_of(run)
+    if text is None:
+        return [CopyingScores(ids=ids)]
+    natural = {kind: tokens for kind, tokens in run.evaluation.items() if kind != "brackets" and not kind.startswith("shuffled")}
+    short = {text.kind: spread(text.tokens, BEHAVIOUR_EXAMPLES)}
+    found: list[Measure] = [
+        CopyingScores(ids=ids, tokens=short[text.kind]),
+        PositionAblation(short),
+        InContextAblation(spread(text.tokens, IN_CONTEXT_EXAMPLES)),
+        TokenLosses(natural or short),
+    ]
+    return found if table is None else [*found, PredictorLoss(table, {text.kind: spread(text.tokens, PREDICTED_EXAMPLES)})]
 
 
 def roles_of(results: "Mapping[str, xr.Dataset]") -> "xr.Dataset | None":

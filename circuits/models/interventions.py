@@ -102,7 +102,7 @@ def recorded(model: Any, tokens: Int[Tensor, "batch pos"], names: Sequence[str])
         kept[hook.name] = value.detach().clone()  # a later hook may write into what it is given
 
     with undisturbed(model), model.hooks(fwd_hooks=[(name, keep) for name in names]):
-        model(tokens)
+        model(tokens, return_type=None)
     return kept
 
 

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from circuits.models.demo import demo_model
-from circuits.models.effects import effects_by_hooks, effects_of, effects_stacked, head_effects
+from circuits.models.effects import effects_by_hooks, effects_of, head_effects
 from circuits.models.heads import Head
 from circuits.models.hooked import HookedTransformer, next_token_loss
 from circuits.models.interventions import ABLATIONS, Ablation, donors, mean_z, recorded, replacement
 from circuits.models.layers import Norm
+from circuits.models.stacked import effects_stacked
 
 BASE = {"n_layers": 2, "d_model": 12, "n_heads": 2, "d_head": 4, "n_ctx": 12, "d_vocab": 17, "initializer_range": 0.5}
 SHAPES: dict[str, dict[str, Any]] = {

@@ -11,7 +11,15 @@ import circuits
 from circuits import Checkpoints, Head, HookedTransformer, HookedTransformerConfig, detect, repeated_random_tokens
 from circuits.detectors.attention import AttentionScores
 from circuits.detectors.classify import classify
+from circuits.detectors.copying import CopyingScores
 from circuits.detectors.in_context import LossCurves, RepeatLoss
+from circuits.detectors.in_context_ablation import InContextAblation
+from circuits.detectors.induction_cut import InductionCut
+from circuits.detectors.loss_pca import loss_pca
+from circuits.detectors.positions import PositionAblation
+from circuits.detectors.predictors import PredictorLoss
+from circuits.detectors.profile import FunctionProfile
+from circuits.detectors.token_losses import TokenLosses
 from circuits.models import patterns
 from circuits.models.planted import planted_model, uniform_model
 
@@ -70,6 +78,37 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no model": (lambda: detect("gpt2"), TypeError, "got str, need a hooked model"),
     "plain module": (lambda: detect(torch.nn.Linear(2, 2)), TypeError, "got Linear, need a hooked model.*from_transformer_lens"),
     "NaN weights": (lambda: detect(broken_model()), ValueError, "blocks.0.attn.W_K holds NaN or infinite weights"),
+    "no predicted tokens": (lambda: CopyingScores(predicted=0), ValueError, "predicted=0: need a whole number of at least 1"),
+    "copying into another vocabulary": (
+        lambda: CopyingScores()(model(d_vocab_out=5)),
+        ValueError,
+        "reads 40 tokens and predicts 5",
+    ),
+    "copying in a short context": (lambda: CopyingScores()(model(n_ctx=8)), ValueError, "n_ctx = 8 tokens"),
+    "a dictionary for n-grams": (lambda: PredictorLoss({}, {"a": IDS}), TypeError, "need the corpus' counts"),
+    "a model for losses": (lambda: loss_pca(model()), TypeError, "pass what gather"),
+    "losses of one checkpoint": (lambda: loss_pca(TokenLosses({"a": IDS})(model())), ValueError, "with its step axis"),
+    "no tokens for positions": (lambda: PositionAblation({}), ValueError, "no tokens were given"),
+    "kinds of another text": (
+        lambda: FunctionProfile(IDS.repeat(2, 1), torch.zeros(2, 5).long()),
+        ValueError,
+        r"kinds are \(2, 5\), need one for each predicted token, \(2, 7\)",
+    ),
+    "unknown kinds": (
+        lambda: FunctionProfile(IDS.repeat(2, 1), torch.full((2, 7), 9)),
+        ValueError,
+        "kinds run from 9 to 9, names has 7",
+    ),
+    "a profile of one example": (lambda: FunctionProfile(IDS, torch.zeros(1, 7).long()), ValueError, "needs 2 examples or more"),
+    "in-context ablation of one example": (
+        lambda: InContextAblation(torch.zeros(1, 20).long()),
+        ValueError,
+        "one example has no standard error",
+    ),
+    "the cut in a short context": (lambda: InductionCut()(model(n_ctx=8)), ValueError, "n_ctx = 8 tokens"),
+    "effects of no model": (lambda: circuits.head_effects("gpt2", IDS), TypeError, "got str, need a hooked model"),
+    "effects of foreign tokens": (lambda: circuits.head_effects(model(), IDS + 40), ValueError, "token ids run from 40 to 47"),
+    "functions of a model": (lambda: circuits.functions(model()), TypeError, "got HookedTransformer, need Checkpoints"),
     "one example": (lambda: AttentionScores(examples=1), ValueError, "examples=1.*need whole numbers of at least 2"),
     "examples in words": (lambda: detect(model(), examples="many"), ValueError, "examples='many', groups=8.*need whole numbers"),
     "scores, not patterns": (

@@ -39,6 +39,19 @@ def test_the_in_context_score_is_late_minus_early():
     assert in_context_learning_score(losses).tolist() == [-2.5, 0.0]
 
 
+def test_the_literal_score_is_that_of_two_indices_and_missing_in_short_contexts():
+    tokens = torch.randint(0, 7, (3, 502), generator=torch.Generator().manual_seed(0))
+    cfg = {"n_layers": 1, "d_model": 8, "n_heads": 2, "d_head": 4, "n_ctx": 502, "d_vocab": 7, "attn_only": True}
+    model = HookedTransformer(cfg)
+    found = LossCurves({"any": tokens})(model)
+    here = found.sel(corpus="any")
+    assert float(here.loss_500_minus_50) == pytest.approx(float(here.value.sel(pos=500) - here.value.sel(pos=50)), abs=1e-6)
+    assert float(here.loss_500_minus_50_stderr) > 0
+    longest = LossCurves({"any": tokens[:, :501]})(model)  # its last index is 500
+    assert longest.loss_500_minus_50.equals(found.loss_500_minus_50)
+    assert LossCurves({"any": tokens[:, :500]})(model).loss_500_minus_50.isnull().all()
+
+
 @pytest.mark.science
 def test_a_planted_induction_circuit_gains_from_exact_repeats_only():
     model = planted_model()

@@ -4,14 +4,29 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import circuits
 from circuits import Checkpoints, HookedTransformer
+from circuits.data.bracket_set import bracket_set
+from circuits.data.ngrams import NgramTable
 from circuits.detectors.attention import AttentionScores
+from circuits.detectors.brackets import BracketScores
+from circuits.detectors.copying import CopyingScores
 from circuits.detectors.in_context import LossCurves, RepeatLoss
+from circuits.detectors.in_context_ablation import InContextAblation
+from circuits.detectors.induction_cut import InductionCut
+from circuits.detectors.multigram_measure import Multigrams
 from circuits.detectors.names import NameCompletion, NamePrompts
+from circuits.detectors.nested_brackets import NestedBrackets
+from circuits.detectors.positions import PositionAblation
+from circuits.detectors.predictors import PredictorLoss
+from circuits.detectors.profile import FunctionProfile
+from circuits.detectors.token_losses import TokenLosses
+from circuits.models.effects import effects_by_hooks
+from circuits.models.interventions import ABLATIONS, mean_z, replacement
 from circuits.models.protocol import model_hash
 from circuits.weights.components import components
 from circuits.weights.composition import Composition
@@ -21,6 +36,9 @@ from circuits.weights.skip_trigrams import SkipTrigrams
 from circuits.weights.weight_spectra import WeightSpectra
 
 TOKENS = torch.randint(1, 40, (3, 24), generator=torch.Generator().manual_seed(0))
+TEXT = torch.randint(1, 40, (8, 24), generator=torch.Generator().manual_seed(1))
+COUNTED = np.random.default_rng(0).integers(1, 40, 400)
+BRACKETS = bracket_set([(1, 2), (3, 4)], range(5, 40), length=24, examples=8)
 PROMPTS = NamePrompts(TOKENS, TOKENS, torch.tensor([2, 2, 2]), ("a", "b", "c"))
 
 MEASURES: dict[str, Callable[[Any], Any]] = {
@@ -30,6 +48,22 @@ MEASURES: dict[str, Callable[[Any], Any]] = {
     "LossCurves": LossCurves({"text": TOKENS}),
     "RepeatLoss": RepeatLoss(n=8, examples=4),
     "NameCompletion": NameCompletion(PROMPTS),
+    **{f"head_effects, {name}": lambda m, name=name: list(circuits.head_effects(m, TOKENS, name)) for name in ABLATIONS},
+    "effects_by_hooks": lambda m: effects_by_hooks(
+        m, TOKENS, replacement(m, TOKENS, "zero"), patterns="preserved", norms="frozen"
+    ),
+    "mean_z": lambda m: mean_z(m, TOKENS),
+    "Multigrams": Multigrams(TEXT),
+    "FunctionProfile": FunctionProfile(TEXT, torch.zeros(8, 23).long()),
+    "InductionCut": InductionCut(examples=4, groups=2),
+    "InContextAblation": InContextAblation(TEXT),
+    "CopyingScores": CopyingScores(examples=4, groups=2, null_seeds=1),
+    "CopyingScores on text": CopyingScores(examples=4, groups=2, null_seeds=0, tokens=TOKENS),
+    "PositionAblation": PositionAblation({"text": TOKENS}),
+    "TokenLosses": TokenLosses({"text": TOKENS}),
+    "PredictorLoss": PredictorLoss(NgramTable.count([COUNTED], 40, order=2), {"text": TOKENS}),
+    "BracketScores": BracketScores(BRACKETS, null_seeds=1),
+    "NestedBrackets": NestedBrackets(BRACKETS, null_seeds=2),
     "WeightSpectra": WeightSpectra(TOKENS, null_seeds=9, diagonal_tokens=8),
     "KTermCopying": KTermCopying(null_seeds=9),
     "Composition": Composition(draws=20, pooled_heads=5),
@@ -107,10 +141,10 @@ def test_a_measure_that_fails_leaves_the_model_as_found():
 def test_every_public_measure_is_walked():
     """A new public function that takes a model must be added above, or named here with its reason."""
     takes_no_model = {
-        "Checkpoints", "Head", "HookedTransformer", "HookedTransformerConfig", "classify", "demo_model", "from_hf", "gather",
-        "planted", "preset", "repeated_random_tokens", "report", "sweep", "train", "weigh",
+        "Checkpoints", "Head", "HookedTransformer", "HookedTransformerConfig", "classify", "demo_model",
+        "from_hf", "functions", "gather", "planted", "preset", "repeated_random_tokens", "report", "sweep", "train", "weigh",
     }  # fmt: skip
     converts_a_foreign_model = {"from_transformer_lens"}  # tests/parity
-    walked = {name.split(" ")[0] for name in MEASURES} | {"detect", "view"}
+    walked = {name.split(" ")[0].strip(",") for name in MEASURES} | {"detect", "view"}
     public = {name for name in circuits.__all__ if not name.startswith("_")}
     assert public - takes_no_model - converts_a_foreign_model - walked == set()

@@ -1,0 +1,183 @@
+"""Memorised patterns: how many n-grams and skip-n-grams each head holds, the strongest of them, and where they stood in text."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from markupsafe import Markup
+
+from circuits.detectors.pattern_statistics import KEYS, pattern_statistics
+from circuits.detectors.sources import NONE
+from circuits.dynamics.functions import table_of
+from circuits.models.checkpoints import Checkpoints
+from circuits.models.heads import Head
+from circuits.views.formation import last_measured
+from circuits.views.function_wanted import available, left_out, wanted
+from circuits.views.html import count, decimal, paragraph, shortened, spread, table, token_labels, with_error
+from circuits.views.passages import legend, passage, places_of
+from circuits.views.sections import Results, Section, Wanted
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from torch import Tensor
+
+HEADS, ROWS, EXAMPLES = 4, 8, 2
+"""Heads whose patterns are listed, patterns of each, and patterns of each that are shown in text."""
+LONGEST_LABEL = 24
+CODE = Markup("<code>{}</code>")
+
+
+def measures(run: Checkpoints) -> list[Wanted]:
+    return wanted(run, "multigrams")
+
+
+def render(run: Checkpoints, results: Results) -> str:
+    """Counts of every head, then the patterns of the heads with the most."""
+    if "multigrams" not in results:
+        return left_out(run, "multigrams")
+    found = results["multigrams"]
+    step = last_measured(found)
+    end = found.sel(step=step)
+    heads = shown_heads(end)
+    parts = [meaning(found), counts_table(end, step)]
+    if not heads:
+        return Markup("\n").join([*parts, paragraph("No head has memorised a pattern at step {}.", count(step))])
+    parts.append(reading(run, step, heads))
+    text = getattr(available(run, "multigrams")[0]["multigrams"], "tokens", None)
+    for head in heads:
+        parts += patterns_of(run, head, end.sel(layer=head.layer, head=head.head), text)
+    return Markup("\n").join(parts)
+
+
+def meaning(found: "xr.Dataset") -> Markup:
+    return paragraph(
+        "A pattern [far … near … destination → out] is found where ablating the head costs at least half a nat, from the tokens "
+        "that carried the effect (value-weighted attention), on one half of {} held-out sequences; what repeats the context is "
+        "set aside, since induction could do it. It is <b>memorised</b> if on the other half, wherever it occurs, the head’s "
+        "effect exceeds zero by two standard errors. The number is a lower bound: patterns too rare for the text are not "
+        "counted, so compare it at one size of text only.",
+        count(int(found.attrs.get("n_examples", 0))),
+    )
+
+
+def shown_heads(end: "xr.Dataset") -> list[Head]:
+    """The heads with the most memorised patterns, those with none left out."""
+    number = {
+        Head(int(layer), int(head)): float(end["value"].sel(layer=layer, head=head))
+        for layer in end["layer"].values
+        for head in end["head"].values
+    }
+    return sorted((head for head in number if number[head] > 0), key=lambda head: (-number[head], head))[:HEADS]
+
+
+def counts_table(end: "xr.Dataset", step: int) -> Markup:
+    """Every head that has memorised something here or under a null: the count beside its nulls, and the share of its effect."""
+    rows, none = [], []
+    for layer in end["layer"].values:
+        for which in end["head"].values:
+            here, head = end.sel(layer=layer, head=which), Head(int(layer), int(which))
+            number = float(here["value"])
+            if not number > 0:
+                none.append(str(head))
+                continue
+            cells = [
+                f"{decimal(number, 0)} ± {spread(float(here['stderr']), 1)}",
+                *(decimal(float(here[f"{null}_value"]), 0) for null in ("shuffled", "untrained")),
+                count(float(here["found"])),
+                with_error(float(here["share"]), float(here["share_stderr"]), 2),
+                *(decimal(float(here[f"{null}_share"]), 2) for null in ("shuffled", "untrained")),
+            ]
+            rows.append((number, head, (Markup("<b>{}</b>").format(head), *cells)))
+    rows.sort(key=lambda row: (-row[0], row[1]))
+    made = table(
+        ("head", "memorised", "shuffled text", "untrained", "recurring", "share of effect", "shuffled", "untrained"),
+        [row for _, _, row in rows],
+        caption=f"Step {count(step)}. Memorised: distinct patterns ± half the difference between the two halves as the one they "
+        "are found on; beside it the same procedure on text whose tokens are shuffled within each sequence, and on an untrained "
+        "model. Recurring: patterns found, before they are held to other text. Share: of the head’s positive effect, what lies "
+        "where patterns found on the other half occur.",
+        numeric=range(1, 8),
+    )
+    said = paragraph("None: {}.", ", ".join(none)) if none else Markup("")
+    return made + said
+
+
+def reading(run: Checkpoints, step: int, heads: list[Head]) -> Markup:
+    """How to read the tables of patterns."""
+    trained = (
+        "<em>training text</em>: how often out followed, of how often the rest of the pattern stood there, and the lift, how "
+        "much likelier that made out than the destination alone (nats, chance 0; sources of a skip pattern within 16 tokens; "
+        "of [destination → out], against out’s frequency; errors take places as independent and are too small)."
+        if table_of(run) is not None
+        else "This run has no training text to look patterns up in."
+    )
+    return paragraph(
+        "Below, the heads with the most at step {} ({}), and of each the patterns with the largest total effect. "
+        "<em>Effect</em>: mean cost of ablating the head wherever the pattern occurs in the held-out text, ± standard error; "
+        "<em>others</em>: the same of the other heads of its layer, the null “is it this head?”; {} In the text: {}",
+        count(step), ", ".join(map(str, heads)), Markup(trained), legend(),
+    )  # fmt: skip
+
+
+def patterns_of(run: Checkpoints, head: Head, here: "xr.Dataset", text: "Tensor | None") -> list[Markup]:
+    """One head's strongest patterns, and some of them in text."""
+    ids = {name: np.nan_to_num(here[name].values, nan=NONE).astype(int) for name in KEYS}
+    there = np.flatnonzero(ids["destination"] != NONE)[:ROWS]
+    counted = table_of(run)
+    statistics = None if counted is None else pattern_statistics(here.isel(pattern=there), counted)
+    labels = {
+        name: [shortened(label, LONGEST_LABEL) for label in token_labels(run.tokenizer, np.maximum(ids[name], 0).tolist())]
+        for name in KEYS
+    }
+    rows: list[tuple[Any, ...]] = []
+    for row, i in enumerate(there):
+        at = here.isel(pattern=i)
+        in_a_row = int(np.nan_to_num(float(at["contiguous"]))) == 1
+        cells: list[Any] = [
+            pattern_text({name: labels[name][i] for name in KEYS if ids[name][i] != NONE}, in_a_row),
+            "n-gram" if in_a_row else "skip",
+            with_error(float(at["pattern_effect"]), float(at["pattern_stderr"]), 2),
+            decimal(float(at["pattern_others"]), 2),
+            count(float(at["occurrences"])),
+        ]
+        if statistics is not None:
+            cells += trained_cells(statistics.isel(pattern=row))
+        rows.append((*cells, "yes" if int(np.nan_to_num(float(at["memorised"]))) else "no"))
+    trained = () if statistics is None else ("out in training text", "lift")
+    made = [
+        Markup("<h3>{}</h3>").format(f"{head}: {decimal(float(here['value']), 0)} memorised"),
+        table(
+            ("pattern", "kind", "effect", "others", "places", *trained, "memorised"), rows,
+            caption=f"{head}: the {len(rows)} patterns with the largest total effect.",
+            numeric=range(2, 7 if trained else 5),
+        ),
+    ]  # fmt: skip
+    chosen = sorted(there, key=lambda i: (here["memorised"].values[i] != 1, i))[:EXAMPLES]
+    return made + ([example(run, here.isel(pattern=i), ids, int(i), text) for i in chosen] if text is not None else [])
+
+
+def pattern_text(labels: dict[str, str], in_a_row: bool) -> Markup:
+    """``far … near … destination → out``, without the dots where the tokens stand in a row."""
+    gap = Markup(" ") if in_a_row else Markup(" … ")
+    before = gap.join(CODE.format(labels[name]) for name in KEYS[:3] if name in labels)
+    return Markup("{} → {}").format(before, CODE.format(labels["out"]))
+
+
+def trained_cells(here: "xr.Dataset") -> list[str]:
+    """Frequency and lift of a pattern in the training text."""
+    value = float(here["value"])
+    lift = with_error(value, float(here["stderr"]), 2) if np.isfinite(value) else "–"
+    return [f"{count(float(here['hits']))} of {count(float(here['occasions']))}", lift]
+
+
+def example(run: Checkpoints, here: "xr.Dataset", ids: dict[str, np.ndarray], i: int, text: "Tensor") -> Markup:
+    """A pattern where it stood: the first of its places that are kept."""
+    places = [(int(e), int(q)) for e, q in zip(here["example"].values, here["query"].values, strict=True) if e >= 0 and q >= 0]
+    if not places or places[0][0] >= len(text):
+        return Markup("")
+    tokens = text[places[0][0]].tolist()
+    sources = [int(ids[name][i]) for name in ("near", "far") if ids[name][i] != NONE]
+    contiguous = int(np.nan_to_num(float(here["contiguous"]))) == 1
+    return passage(token_labels(run.tokenizer, tokens), places_of(tokens, places[0][1], sources, contiguous=contiguous))
+
+
+SECTION = Section("multigrams", "Memorised patterns", 34, measures, render)
