@@ -45,23 +45,22 @@ def classify(
     Args:
         scores: what ``detect`` returned, with or without ``step``.
         threshold: least support for a role by attention, in (0, 1).
-        induction_cut, multigrams, brackets: what ``InductionCut``, ``Multigrams`` and ``BracketScores`` returned; with all three the
-            roles are those of ``circuits.detectors.roles.classify_functions``, which has its own thresholds.
+        induction_cut, multigrams, brackets: what ``InductionCut``, ``Multigrams`` and ``BracketScores`` returned; with all three
+            the roles are those of ``circuits.detectors.roles.classify_functions``, which has its own thresholds.
 
     Returns:
-        By attention: ``Dataset([step,] layer, head)``: ``role``, the ``detector`` behind it, its ``value``, ``stderr``, ``chance``,
-        ``null_mean``, ``null_sd``, ``z``, the ``support`` in [.., 1] and the ``margin`` to the runner-up. A head without
-        scores (a checkpoint that failed) has the role "not measured".
+        By attention: ``Dataset([step,] layer, head)``: ``role``, the ``detector`` behind it, its ``value``, ``stderr``,
+        ``chance``, ``null_mean``, ``null_sd``, ``z``, the ``support`` in [.., 1] and the ``margin`` to the runner-up. A head
+        without scores (a checkpoint that failed) has the role "not measured".
 
     Raises:
         ValueError: ``scores`` is not a detector dataset, or the threshold is out of range.
     """
+    if induction_cut is not None and multigrams is not None and brackets is not None:
+        return classify_functions(scores, induction_cut, multigrams, brackets)
     causal = {"induction_cut": induction_cut, "multigrams": multigrams, "brackets": brackets}
-    given = {name: data for name, data in causal.items() if data is not None}
-    if len(given) == len(causal):
-        return classify_functions(scores, **given)
-    if given:
-        missing = ", ".join(sorted(set(causal) - set(given)))
+    if any(data is not None for data in causal.values()):
+        missing = ", ".join(sorted(name for name, data in causal.items() if data is None))
         raise ValueError(f"roles by attention and ablation need {missing} too: circuits.functions(run, 'roles') measures all")
     if not hasattr(scores, "data_vars"):
         raise TypeError(f"got a {type(scores).__name__}; pass what circuits.detect(model) returned")
