@@ -10,10 +10,10 @@ each of its tokens came:
                              same m's has another o
     skip_ngram   s .. d o    g short items between s and d; o follows from both: each d has       other .. other skip_ngram
                              several s, each with its own o
-    induction    r .. r      a span r of different plain tokens, g short items, r again           other .. other induction ..
+    induction    r .. r      a span r of different plain tokens, p short items, r again           other .. other induction ..
     bracket      ( .. )      m items, but no induction, between opener and closer                 other .. bracket
 
-Short items are the first three; g and m are uniform; brackets hold brackets up to ``max_depth``. Tokens a, c, m, s and d occur
+Short items are the first three; g, p and m are uniform; brackets hold brackets up to ``max_depth``. Tokens a, c, m, s and d occur
 nowhere else, so these are the conditional probabilities of the language. b, o and r are plain tokens. No d of a skip-trigram is
 used twice in a sequence until all have been. ``kind[..., t]`` is why token t + 1 came; "other" is what nothing before it
 determines. A closer comes with certainty when its items are over, but how many there are is unknown: its loss cannot go to 0. It
@@ -93,8 +93,8 @@ class MixedLanguage:
         d_vocab: ids, 0 is BOS. bracket_types, bigrams: how many.
         orders, ngrams: of n-grams, and how many of each order (an even number: they come in pairs that differ in first and last).
         skip_trigrams, sharing: how many, and sources to a destination. bigram_probability: of b after a.
-        zipf: exponent of the background. span: shortest and longest repeated span. gap: items between a skip-trigram's or a
-            repeat's two parts. content: items in a bracket. max_depth: of brackets.
+        zipf: exponent of the background. gap: items between a skip-trigram's source and destination, at least 1. span: shortest
+            and longest repeated span. pause: items between the two. content: items in a bracket. max_depth: of brackets.
         weights: of the six items, in the order of ``ITEMS``, relative to each other.
         seed: of the tables: which tokens do what.
 
@@ -102,7 +102,7 @@ class MixedLanguage:
         ValueError: the vocabulary is too small, or a number makes no sense.
     """
 
-    d_vocab: int = 192
+    d_vocab: int = 160
     bracket_types: int = 3
     bigrams: int = 16
     bigram_probability: float = 0.9
@@ -111,11 +111,12 @@ class MixedLanguage:
     skip_trigrams: int = 24
     sharing: int = 3
     zipf: float = 1.0
-    span: tuple[int, int] = (4, 8)
-    gap: tuple[int, int] = (1, 6)
+    gap: tuple[int, int] = (1, 5)
+    span: tuple[int, int] = (8, 14)
+    pause: tuple[int, int] = (0, 3)
     content: tuple[int, int] = (1, 3)
     max_depth: int = 3
-    weights: tuple[float, ...] = (4.0, 3.0, 3.0, 2.0, 1.0, 3.0)
+    weights: tuple[float, ...] = (1.0, 1.0, 1.0, 2.0, 3.0, 2.0)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -126,7 +127,7 @@ class MixedLanguage:
             raise ValueError(f"{counts}: need at least 1 of each, ngrams even and skip_trigrams a multiple of sharing")
         if not self.orders or min(self.orders) < 3:
             raise ValueError(f"orders={self.orders}: need at least one, from 3 up (bigrams are apart)")
-        for name, least in (("span", 2), ("gap", 0), ("content", 1)):
+        for name, least in (("gap", 1), ("span", 2), ("pause", 0), ("content", 1)):
             low, high = getattr(self, name)
             if not least <= low <= high:
                 raise ValueError(f"{name}={(low, high)}: need {least} <= shortest <= longest")

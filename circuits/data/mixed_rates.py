@@ -83,10 +83,11 @@ def expected_shares(language: "MixedLanguage", length: int) -> Float[np.ndarray,
         _choice(phrases, [1.0] * len(phrases)),
     ]
     weights = list(language.weights)
-    waiting = _several(_choice(short, weights[:SHORT]), language.gap)
-    gapped = fixed(OTHER).then(waiting).then(fixed(OTHER, SKIP_NGRAM))
+    item = _choice(short, weights[:SHORT])
+    gapped = fixed(OTHER).then(_several(item, language.gap)).then(fixed(OTHER, SKIP_NGRAM))
+    pause = _several(item, language.pause)
     spans = range(language.span[0], language.span[1] + 1)
-    repeats = [fixed(*[OTHER] * n).then(waiting).then(fixed(OTHER, *[INDUCTION] * (n - 1))) for n in spans]
+    repeats = [fixed(*[OTHER] * n).then(pause).then(fixed(OTHER, *[INDUCTION] * (n - 1))) for n in spans]
     held, held_weights = [*short, gapped], weights[: SHORT + 1]
     enclosed = None  # the innermost brackets hold none
     for depth in range(language.max_depth, 0, -1):
@@ -96,8 +97,8 @@ def expected_shares(language: "MixedLanguage", length: int) -> Float[np.ndarray,
         if depth > 1:
             enclosed.emit[NESTED] += before.length
     assert enclosed is not None
-    item = _choice([*held, _choice(repeats, [1.0] * len(repeats)), enclosed], weights)
+    any_item = _choice([*held, _choice(repeats, [1.0] * len(repeats)), enclosed], weights)
     begins = np.zeros(horizon)
     for t in range(horizon):
-        begins[t] = float(t == 0) + begins[:t] @ item.length[t:0:-1]
-    return np.stack([_convolve(begins, row) for row in item.emit]).mean(1)
+        begins[t] = float(t == 0) + begins[:t] @ any_item.length[t:0:-1]
+    return np.stack([_convolve(begins, row) for row in any_item.emit]).mean(1)

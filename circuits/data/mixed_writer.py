@@ -114,7 +114,7 @@ class Writer:
         longest = self.language.span[1]
         shuffled = self.rng.random((len(rows), len(self.tables.plain))).argpartition(longest - 1, axis=1)
         tokens, span = self.tables.plain[shuffled[:, :longest]], self._draw(self.language.span, len(rows))
-        self._push(rows, REPEAT, self.language.gap, span)
+        self._push(rows, REPEAT, self.language.pause, span)
         self._put(rows, *((tokens[:, k], OTHER, 0, -1) for k in range(longest)))
         self.waiting[rows] = span
 

@@ -6,11 +6,13 @@ Definitions are in ``circuits.detectors.multigrams``.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from circuits.data.tokens import shuffle_tokens
@@ -25,6 +27,7 @@ from circuits.detectors.multigrams import (
     memorised,
 )
 from circuits.detectors.sources import COLUMNS, NONE
+from circuits.models.config import HookedTransformerConfig
 from circuits.models.protocol import check_finite, check_model, check_tokens, device_of, model_hash
 from circuits.models.random_init import config_of, random_twins
 from circuits.results import array_hash, check_whole, labelled
@@ -53,9 +56,11 @@ class Multigrams:
     store: Path | None = field(default=None, compare=False)
     name: str = field(default="multigrams", init=False)
     version: int = field(default=1, init=False)
+    _text: str = field(default="", init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_tokens(self.tokens, d_vocab=2**31, n_ctx=2**31, min_length=8, needed_by="the multigram detector")
+        object.__setattr__(self, "_text", array_hash(self.tokens.cpu()))
         check_whole("k", self.k, 1)
         check_whole("seed", self.seed, 0)
         needed = 2 * self.rule.min_examples
@@ -69,7 +74,7 @@ class Multigrams:
 
     def spec(self) -> dict[str, Any]:
         return {
-            "tokens": array_hash(self.tokens.cpu()),
+            "tokens": self._text,
             "rule": self.rule.spec(),
             "k": self.k,
             "nulls": list(self.nulls),
@@ -102,13 +107,12 @@ class Multigrams:
             listed = self._listed(store, cfg.n_layers, kept)
         variables: dict[str, tuple[tuple[str, ...], Any]] = {}
         for null in self.nulls:
-            twin, tokens = model, self.tokens
             if null == "shuffled":
                 tokens = shuffle_tokens(self.tokens, seed=self.seed)
+                with self._pass(model, tokens) as store:
+                    found, _ = self._counts(store, tokens, cfg.n_layers)
             else:
-                twin = next(random_twins(config_of(model), 1)).to(device_of(model))
-            with self._pass(twin, tokens) as store:
-                found, _ = self._counts(store, tokens, cfg.n_layers)
+                found = _untrained(self, config_of(model), device_of(model))
             variables |= {f"{null}_{key}": (("layer", "head"), found[key].reshape(shape)) for key in ("value", "share", "found")}
         each = {key: (("layer", "head"), x.reshape(shape)) for key, x in one.items()}
         null_mean = variables.get("shuffled_value", (("layer", "head"), np.full(shape, np.nan)))
@@ -223,3 +227,11 @@ class Multigrams:
                 for i, column in enumerate(("example", "query")):
                     found[i, met["row"].to_numpy(), place] = met[column]
         return found[0], found[1]
+
+
+@lru_cache(maxsize=4)
+def _untrained(made: Multigrams, cfg: HookedTransformerConfig, device: torch.device) -> dict[str, np.ndarray]:
+    """The numbers of an untrained model of the same shape: the same for every checkpoint of a run."""
+    twin = next(random_twins(cfg, 1)).to(device)
+    with made._pass(twin, made.tokens) as store:
+        return made._counts(store, made.tokens, cfg.n_layers)[0]

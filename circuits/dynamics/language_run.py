@@ -26,7 +26,7 @@ def language_model(language: MixedLanguage, **changes: Any) -> HookedTransformer
     fields = {
         "n_layers": 2,
         "d_model": 64,
-        "n_heads": 8,
+        "n_heads": 4,
         "d_head": 16,
         "n_ctx": 64,
         "d_vocab": language.d_vocab,
@@ -43,9 +43,9 @@ def train_on_language(
     language: MixedLanguage,
     model_cfg: HookedTransformerConfig | None = None,
     *,
-    steps: int = 4000,
-    batch: int = 64,
-    lr: float = 3e-3,
+    steps: int = 2500,
+    batch: int = 32,
+    lr: float = 1e-2,
     seed: int = 0,
     threads: int = 2,
     progress: bool | None = None,
@@ -69,7 +69,7 @@ def train_on_language(
     for name, value, least in (("steps", steps, 1), ("batch", batch, 1), ("seed", seed, 0), ("threads", threads, 1)):
         check_whole(name, value, least)
     if not 0 < lr < math.inf:
-        raise ValueError(f"lr={lr}: need a positive learning rate, e.g. 3e-3")
+        raise ValueError(f"lr={lr}: need a positive learning rate, e.g. 1e-2")
     model = HookedTransformer(cfg).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01, foreach=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(

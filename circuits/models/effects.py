@@ -28,6 +28,8 @@ from circuits.models.interventions import Ablation, Norms, Patterns, ablated, do
 from circuits.models.protocol import check_model, check_tokens, device_of, norm_scale_names, resid_post_name, undisturbed, z_name
 from circuits.models.stacked import effects_stacked
 
+EXAMPLES = 32
+"""Examples that are given at a time."""
 ROWS = 32
 """Sequences in one stacked pass: what it holds stays near the cores' caches."""
 
@@ -80,15 +82,19 @@ def _batches(
     model: Any, tokens: Tensor, ablation: Ablation, direct: bool, reference: Tensor, given: Tensor | None
 ) -> Iterator[Effects]:
     mean = mean_z(model, reference[:, : tokens.shape[1]]) if ablation.kind == "mean" else None
-    size, device = batch_size(model), device_of(model)
-    for start in range(0, len(tokens), size):
-        rows = slice(start, min(start + size, len(tokens)))
-        part = tokens[rows].to(device)
-        donor = None if given is None else tokens[given[rows]].to(device)
-        put = replacement(model, part, ablation.kind, mean=mean, donor=donor)
-        found = effects_of(model, part, put, patterns=ablation.patterns, norms=ablation.norms, direct=direct)
-        loss, total, straight = found
-        yield Effects(rows, loss.cpu(), total.cpu(), None if straight is None else straight.cpu())
+    device = device_of(model)
+    for start in range(0, len(tokens), EXAMPLES):
+        rows = slice(start, min(start + EXAMPLES, len(tokens)))
+        found = []
+        for at in torch.arange(rows.start, rows.stop).split(batch_size(model)):
+            part = tokens[at].to(device)
+            donor = None if given is None else tokens[given[at]].to(device)
+            put = replacement(model, part, ablation.kind, mean=mean, donor=donor)
+            found.append(effects_of(model, part, put, patterns=ablation.patterns, norms=ablation.norms, direct=direct))
+        loss, total, straight = zip(*found, strict=True)
+        yield Effects(
+            rows, torch.cat(loss).cpu(), torch.cat(total, dim=2).cpu(), torch.cat(straight, dim=2).cpu() if direct else None
+        )
 
 
 def batch_size(model: Any) -> int:

@@ -75,12 +75,8 @@ def profile_bars(profile: "xr.Dataset", heads: Sequence[Head], *, axes: "Sequenc
         for axis, head in zip(panels, heads, strict=False):
             here = data.sel(layer=head.layer, head=head.head)
             effect = here["effect"].transpose("step", "kind").values
-            for sign in (1, -1):
-                bottom = np.zeros(len(steps))
-                for i, kind in enumerate(kinds):
-                    part = np.where(sign * effect[:, i] > 0, effect[:, i], 0.0)
-                    axis.bar(places, part, 0.78, bottom=bottom, color=kind_colour(kind, i), lw=0)
-                    bottom += part
+            axis.add_collection(_stacked(places, effect, [kind_colour(kind, i) for i, kind in enumerate(kinds)]))
+            axis.autoscale_view()
             axis.errorbar(places, here["total"].values, here["total_stderr"].values, fmt="_", color="black", ms=5, lw=0.9)
             axis.axhline(0.0, color="#555555", lw=0.6)
             shown = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), 4)).round().astype(int))
@@ -96,6 +92,20 @@ def profile_bars(profile: "xr.Dataset", heads: Sequence[Head], *, axes: "Sequenc
         if axes is None:
             _legend(figure, kinds)
         return figure  # type: ignore[return-value]
+
+
+def _stacked(places: np.ndarray, effect: np.ndarray, colours: Sequence[str]) -> Any:
+    """Bars at these places of the parts ``effect [place, part]``: what is positive stacked up from zero, what is negative down."""
+    from matplotlib.collections import PolyCollection
+
+    top = np.where(effect > 0, np.maximum(effect, 0).cumsum(1), np.minimum(effect, 0).cumsum(1))
+    low, high, half = top - effect, top, 0.39
+    x = np.broadcast_to(places[:, None], effect.shape)
+    corners = [(x - half, low), (x + half, low), (x + half, high), (x - half, high)]
+    vertices = np.stack([np.stack(corner, -1) for corner in corners], axis=2)  # [place, part, corner, 2]
+    shown = effect != 0
+    which = np.broadcast_to(np.asarray(colours, dtype=object), effect.shape)[shown]
+    return PolyCollection(list(vertices[shown]), facecolors=list(which), linewidths=0)
 
 
 def _legend(figure: Any, kinds: Sequence[str]) -> None:

@@ -21,11 +21,11 @@ PLAN: dict[str, tuple[str, dict[str, Any]]] = {
     "multigrams": ("multigrams", {"last": True}),
     "bracket_scores": ("brackets", {"few": 4}),
     "nested_brackets": ("brackets", {"last": True}),
-    "induction_cut": ("roles", {"last": True}),
+    "induction_cut": ("roles", {"few": 4}),
     "copying_scores": ("behaviour", {"last": True}),
     "in_context_ablation": ("behaviour", {"last": True}),
     "position_ablation": ("behaviour", {"last": True}),
-    "token_losses": ("behaviour", {"few": 8}),
+    "token_losses": ("behaviour", {"few": 6}),
     "predictor_loss": ("behaviour", {"few": 8}),
 }
 """By measure: the part of ``function_measures`` it belongs to, and where the report computes it."""

@@ -77,7 +77,7 @@ def test_batches_do_not_matter_and_donors_are_the_corpus_own():
     model, tokens = make(attn_only=True), text(examples=40, length=6)
     for name in ABLATIONS:
         found = list(head_effects(model, tokens, name))
-        assert len(found) > 2
+        assert len(found) > 1
         ablation = ABLATIONS[name]
         mean = mean_z(model, tokens) if ablation.kind == "mean" else None
         donor = tokens[donors(len(tokens), 0)] if ablation.kind == "resample" else None

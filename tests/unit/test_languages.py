@@ -23,6 +23,7 @@ SMALL = MixedLanguage(
     sharing=2,
     span=(3, 4),
     gap=(1, 3),
+    pause=(1, 3),
     content=(1, 2),
     max_depth=2,
     weights=(1.0, 1.0, 1.0, 1.0, 1.0, 1.0),
@@ -91,7 +92,11 @@ def test_every_reason_holds_in_the_text(seed: int):
 @pytest.mark.science
 @pytest.mark.parametrize(
     "language",
-    [MixedLanguage(), SMALL, dataclasses.replace(SMALL, content=(2, 5), gap=(0, 9), weights=(2.0, 1.0, 0.5, 3.0, 2.0, 6.0))],
+    [
+        MixedLanguage(),
+        SMALL,
+        dataclasses.replace(SMALL, content=(2, 5), gap=(1, 9), pause=(0, 9), weights=(2.0, 1.0, 0.5, 3.0, 2.0, 6.0)),
+    ],
 )
 @pytest.mark.parametrize("length", [12, 64])
 def test_realised_shares_are_the_expected_ones_within_their_errors(language: MixedLanguage, length: int):
@@ -152,7 +157,7 @@ def test_a_sample_depends_on_its_seed_and_the_tables_on_theirs():
 
 
 def test_no_destination_comes_twice_before_all_have():
-    made = MixedLanguage(weights=(1.0, 0.0, 0.0, 5.0, 0.0, 0.0), gap=(0, 1)).sample(50, seed=3)
+    made = MixedLanguage(weights=(1.0, 0.0, 0.0, 5.0, 0.0, 0.0), gap=(1, 1)).sample(50, seed=3)
     for row in made.tokens.numpy():
         used = row[np.isin(row, MixedLanguage().tables.skips[:, 0, 1])]
         assert len(set(used[:8])) == min(len(used), 8)
@@ -195,6 +200,7 @@ WRONG = {
     "order of a bigram": (lambda: MixedLanguage(orders=(2, 3)), "from 3 up"),
     "unequal sharing": (lambda: MixedLanguage(skip_trigrams=10, sharing=3), "a multiple of sharing"),
     "span of one": (lambda: MixedLanguage(span=(1, 4)), "need 2 <= shortest <= longest"),
+    "a gap of nothing": (lambda: MixedLanguage(gap=(0, 4)), "gap=.* need 1 <= shortest <= longest"),
     "empty brackets": (lambda: MixedLanguage(content=(0, 4)), "need 1 <= shortest <= longest"),
     "nothing plain": (lambda: MixedLanguage(weights=(0.0, 1.0, 1.0, 1.0, 1.0, 1.0)), "the first positive"),
     "probability above one": (lambda: MixedLanguage(bigram_probability=1.5), r"need one in \[0, 1\]"),
@@ -204,7 +210,7 @@ WRONG = {
     "no room": (lambda: pattern_corpus([(1, 2, 3)], d_vocab=20, length=8), "at least 11 tokens"),
     "another vocabulary": (
         lambda: train_on_language(SMALL, language_model(MixedLanguage())),
-        "reads 192 ids and the language has 64",
+        "reads 160 ids and the language has 64",
     ),
     "no learning rate": (lambda: train_on_language(SMALL, lr=0.0), "positive learning rate"),
     "no steps": (lambda: train_on_language(SMALL, steps=0), "steps=0: need a whole number"),

@@ -8,7 +8,7 @@ from markupsafe import Markup
 from circuits.detectors.loss_pca import loss_pca
 from circuits.detectors.positions import NO_EMBEDDING
 from circuits.models.checkpoints import Checkpoints
-from circuits.models.heads import Head
+from circuits.views.cells import at, heads_of, two_lines, untrained
 from circuits.views.curves import rendered
 from circuits.views.formation import last_measured
 from circuits.views.function_figures import loss_plane, order_name, predictor_curves
@@ -26,7 +26,6 @@ DETECTORS = {
     "ov_induction": "OV induction",
     "copy_suppression": "copy suppression",
 }
-TWO_LINES = Markup("{}<br><small>{}</small>")
 
 
 def measures(run: Checkpoints) -> list[Wanted]:
@@ -57,47 +56,27 @@ def render(run: Checkpoints, results: Results) -> str:
     return Markup("\n").join(parts)
 
 
-def two(value: float, stderr: float, below: str = "") -> Markup:
-    """A value over its error, and what else stands beside it."""
-    return TWO_LINES.format(decimal(value), Markup("± {}{}").format(spread(stderr), below and Markup("<br>{}").format(below)))
-
-
 def copying(found: "xr.Dataset", in_context: "xr.Dataset | None") -> list[Markup]:
     """Every head's copying scores with their nulls, and what in-context learning loses with the head."""
     step = last_measured(found)
     end = found.sel(step=step)
-    context = None if in_context is None else in_context.sel(step=last_measured(in_context))
     names = [str(detector) for detector in end["detector"].values]
     chance = [float(end["chance"].sel(detector=name)) for name in names]
     rows, shades = [], []
-    for layer in end["layer"].values:
-        for which in end["head"].values:
-            here = end.sel(layer=layer, head=which)
-            cells: list[Any] = [score_cell(here.sel(detector=name)) for name in names]
-            shade = [
-                max(0.0, float(here["value"].sel(detector=name)) - c) / (1 - c) for name, c in zip(names, chance, strict=True)
-            ]
-            if context is not None:
-                lost = context.sel(layer=layer, head=which)
-                cells.append(two(float(lost["value"]), float(lost["stderr"]), f"z {z_score(float(lost['z_layer']))}"))
-                shade.append(0.0)
-            rows.append((Markup("<b>{}</b>").format(Head(int(layer), int(which))), *cells))
-            shades.append([0.0, *shade])
-    rows.append(("chance", *(decimal(c) for c in chance), *(() if context is None else ("0",))))
+    for head in heads_of(end):
+        here = [at(end, head).sel(detector=name) for name in names]
+        rows.append([Markup("<b>{}</b>").format(head), *map(score_cell, here)])
+        shades.append([0.0, *(max(0.0, float(x["value"]) - c) / (1 - c) for x, c in zip(here, chance, strict=True))])
+    rows.append(["chance", *(decimal(c) for c in chance)])
     for layer in end["layer"].values:
         mean, sd = (end[name].sel(layer=layer).mean("head") for name in ("null_mean", "null_sd"))
-        cells = [TWO_LINES.format(decimal(float(mean.sel(detector=n))), f"sd {spread(float(sd.sel(detector=n)))}") for n in names]
-        rows.append((f"untrained, layer {int(layer)}", *cells, *(() if context is None else ("–",))))
-    lost_text = (
-        ""
-        if context is None
-        else " In-context learning lost: how much the in-context score (late minus early loss, "
-        f"{with_error(float(context['clean']), float(context['clean_stderr']))} nats on this text) rises towards 0 when the head "
-        "is ablated with all patterns kept; z against the other heads of its layer."
-    )
-    columns = [DETECTORS.get(name, name.replace("_", " ")) for name in names] + (
-        [] if context is None else ["in-context learning lost"]
-    )
+        nulls = [untrained(float(mean.sel(detector=name)), float(sd.sel(detector=name))) for name in names]
+        rows.append([f"untrained, layer {int(layer)}", *nulls])
+    columns = ["head", *(DETECTORS.get(name, name.replace("_", " ")) for name in names)]
+    said = ""
+    if in_context is not None:
+        columns.append("in-context learning lost")
+        said = add_lost(rows, shades, in_context.sel(step=last_measured(in_context)))
     return [
         Markup("<h3>Copying, by head</h3>"),
         paragraph(
@@ -109,17 +88,32 @@ def copying(found: "xr.Dataset", in_context: "xr.Dataset | None") -> list[Markup
             "little they say what kind of little it does.",
         ),
         table(
-            ("head", *columns), rows, numeric=range(1, len(columns) + 1), shades=shades,
+            columns, rows, numeric=range(1, len(columns)), shades=shades,
             caption=f"Step {count(step)}: value ± standard error over sequences, and z against heads of untrained models; chance "
-            f"and untrained heads below. Darker: farther from chance towards 1.{lost_text}",
+            f"and untrained heads below. Darker: farther from chance towards 1.{said}",
         ),
     ]  # fmt: skip
+
+
+def add_lost(rows: list[list[Any]], shades: list[list[float]], lost: "xr.Dataset") -> str:
+    """A column of what in-context learning loses with each head, added to the table; what the caption says of it."""
+    clean = float(lost["clean"])
+    for row, shade, head in zip(rows, shades, heads_of(lost), strict=False):
+        here = at(lost, head)
+        row.append(two_lines(float(here["value"]), float(here["stderr"]), f"z {z_score(float(here['z_layer']))}"))
+        shade.append(max(0.0, float(here["value"])) / max(abs(clean), 1e-9))
+    for row in rows[len(shades) :]:
+        row.append("0" if row[0] == "chance" else "–")
+    return (
+        f" In-context learning lost: how much the in-context score (late minus early loss, {with_error(clean, float(lost['clean_stderr']))} "
+        "nats on this text) rises towards 0 when the head is ablated with all patterns kept; z against the other heads of its layer."
+    )
 
 
 def score_cell(here: "xr.Dataset") -> Markup:
     """A score over its error and its z, where there is a null."""
     z = float(here["z"])
-    return two(float(here["value"]), float(here["stderr"]), f"z {z_score(z)}" if np.isfinite(z) else "")
+    return two_lines(float(here["value"]), float(here["stderr"]), f"z {z_score(z)}" if np.isfinite(z) else "")
 
 
 def predictors(found: "xr.Dataset") -> list[Markup]:
@@ -232,8 +226,8 @@ def plane(losses: "xr.Dataset", found: "xr.Dataset | None") -> list[Markup]:
             f"plane of two principal components. Explained variance: {shares}.",
             caption=f"The losses of {count(int(found.attrs['n_tokens']))} tokens at {found.attrs['n_snapshots']} checkpoints, "
             "which count alike; crosses: one standard error, over sequences. Explained variance: "
-            f"{shares}. Walks: the null, tokens that take the same steps each by itself. A curve that turns is what a "
-            "walk draws too: a turn alone is no sign of a transition.",
+            f"{shares}. Walks: the null, tokens that take the same steps each by itself; after a first component larger than "
+            "theirs, later ones have less left. A walk draws a curve that turns, too: a turn alone is no sign of a transition.",
         ),
     ]  # fmt: skip
 

@@ -7,6 +7,7 @@ from markupsafe import Markup
 
 from circuits.models.checkpoints import Checkpoints
 from circuits.models.heads import Head
+from circuits.views.cells import TWO_LINES, at, heads_of, two_lines, untrained
 from circuits.views.curves import rendered
 from circuits.views.formation import last_measured
 from circuits.views.function_figures import bracket_curves
@@ -22,7 +23,6 @@ CUTS = {
     "composition": "layer 0 does not inform later attention",
     "later_heads": "no heads behind layer 0",
 }
-TWO_LINES = Markup("{}<br><small>{}</small>")
 
 
 def measures(run: Checkpoints) -> list[Wanted]:
@@ -38,7 +38,7 @@ def render(run: Checkpoints, results: Results) -> str:
     step = last_measured(found)
     end = found.sel(step=step)
     heads = strongest(end)
-    top = "; ".join(in_words(end.sel(layer=head.layer, head=head.head), head) for head in heads[:3])
+    top = "; ".join(in_words(at(end, head), head) for head in heads[:3])
     parts = [
         paragraph(
             "On sequences of brackets and quotes of several types among other tokens. <b>Attention</b>: from the position "
@@ -65,12 +65,7 @@ def render(run: Checkpoints, results: Results) -> str:
 
 def strongest(end: "xr.Dataset") -> list[Head]:
     """Heads by their effect on closers, the largest first."""
-    effect = end["effect"].sel(condition="all")
-    number = {
-        Head(int(layer), int(head)): float(effect.sel(layer=layer, head=head))
-        for layer in end["layer"].values
-        for head in end["head"].values
-    }
+    number = {head: float(at(end, head)["effect"].sel(condition="all")) for head in heads_of(end)}
     return sorted(number, key=lambda head: (-np.nan_to_num(number[head], nan=-np.inf), head))
 
 
@@ -92,26 +87,23 @@ def heads_table(end: "xr.Dataset", step: int) -> Markup:
         ("effect, nested", "effect", "effect_stderr", "", {"condition": "nested"}),
     ]
     rows, shades = [], []
-    for layer in end["layer"].values:
-        for which in end["head"].values:
-            here = end.sel(layer=layer, head=which)
-            cells, shade = [], []
-            for _, value, stderr, z, where in columns:
-                number = float(here[value].sel(where))
-                below = Markup("± {}").format(spread(float(here[stderr].sel(where))))
-                if z and np.isfinite(float(here[z].sel(where))):
-                    below += Markup("<br>z {}").format(z_score(float(here[z].sel(where))))
-                cells.append(TWO_LINES.format(decimal(number), below))
-                shade.append(max(0.0, float(np.nan_to_num(number))))
-            rows.append((Markup("<b>{}</b>").format(Head(int(layer), int(which))), *cells))
-            shades.append([0.0, *shade])
+    for head in heads_of(end):
+        here = at(end, head)
+        cells, shade = [], []
+        for _, value, stderr, z, where in columns:
+            number, beyond = float(here[value].sel(where)), float(here[z].sel(where)) if z else np.nan
+            below = f"z {z_score(beyond)}" if np.isfinite(beyond) else ""
+            cells.append(two_lines(number, float(here[stderr].sel(where)), below))
+            shade.append(max(0.0, float(np.nan_to_num(number))))
+        rows.append((Markup("<b>{}</b>").format(head), *cells))
+        shades.append([0.0, *shade])
     rows.append(("chance", *("0" for _ in columns)))
     for layer in end["layer"].values:
         cells = []
         for _, value, _, _, where in columns:
             names = ("null_mean", "null_sd") if value == "value" else ("effect_null_mean", "effect_null_sd")
             mean, sd = (float(end[name].sel(where).sel(layer=layer).mean()) for name in names)
-            cells.append(TWO_LINES.format(decimal(mean), f"sd {spread(sd)}"))
+            cells.append(untrained(mean, sd))
         rows.append((f"untrained, layer {int(layer)}", *cells))
     n = {str(c): int(end["n"].sel(condition=c, score="effect")) for c in end["condition"].values}
     sizes = ", ".join(f"{name} {number}" for name, number in n.items())
@@ -163,11 +155,15 @@ def verdict(end: "xr.Dataset", step: int) -> Markup:
         "standard errors"
     )
     holds = all(costly.values()) and more[0] > 2 * more[1]
-    missing = [CUTS.get(cut, cut) for cut, yes in costly.items() if not yes]
-    if not holds:
-        why = f"no cost with “{'” and “'.join(missing)}”" if missing else f"nested less flat is {with_error(*more)} nats"
-        return paragraph("<b>Not shown at step {}</b>: {}. (It would be if {}.)", count(step), why, rule)
-    return paragraph("<b>Nested pairs need both layers at step {}</b>: {}.", count(step), rule)
+    if holds:
+        return paragraph("<b>Nested pairs need both layers at step {}</b>: {}.", count(step), rule)
+    free = [
+        f"“{CUTS.get(cut, cut)}” adds {with_error(float(nested.sel(cut=cut)), float(errors.sel(cut=cut)))} nats to nested closers"
+        for cut, yes in costly.items()
+        if not yes
+    ]
+    why = "; ".join(free) or f"nested less flat is {with_error(*more)} nats"
+    return paragraph("<b>Not shown at step {}</b>: {}. It would be if {}.", count(step), why, rule)
 
 
 SECTION = Section("bracket_heads", "Brackets", 38, measures, render)

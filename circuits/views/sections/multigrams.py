@@ -5,12 +5,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup
 
+from circuits.detectors.multigram_measure import NULLS
 from circuits.detectors.pattern_statistics import KEYS, pattern_statistics
 from circuits.detectors.sources import NONE
 from circuits.dynamics.functions import table_of
 from circuits.models.checkpoints import Checkpoints
 from circuits.models.heads import Head
+from circuits.views.cells import at, heads_of
 from circuits.views.formation import last_measured
+from circuits.views.function_figures import order_name
 from circuits.views.function_wanted import available, left_out, wanted
 from circuits.views.html import count, decimal, paragraph, shortened, spread, table, token_labels, with_error
 from circuits.views.passages import legend, passage, places_of
@@ -44,7 +47,7 @@ def render(run: Checkpoints, results: Results) -> str:
     parts.append(reading(run, step, heads))
     text = getattr(available(run, "multigrams")[0]["multigrams"], "tokens", None)
     for head in heads:
-        parts += patterns_of(run, head, end.sel(layer=head.layer, head=head.head), text)
+        parts += patterns_of(run, head, at(end, head), text)
     return Markup("\n").join(parts)
 
 
@@ -61,32 +64,27 @@ def meaning(found: "xr.Dataset") -> Markup:
 
 def shown_heads(end: "xr.Dataset") -> list[Head]:
     """The heads with the most memorised patterns, those with none left out."""
-    number = {
-        Head(int(layer), int(head)): float(end["value"].sel(layer=layer, head=head))
-        for layer in end["layer"].values
-        for head in end["head"].values
-    }
+    number = {head: float(at(end, head)["value"]) for head in heads_of(end)}
     return sorted((head for head in number if number[head] > 0), key=lambda head: (-number[head], head))[:HEADS]
 
 
 def counts_table(end: "xr.Dataset", step: int) -> Markup:
     """Every head that has memorised something here or under a null: the count beside its nulls, and the share of its effect."""
     rows, none = [], []
-    for layer in end["layer"].values:
-        for which in end["head"].values:
-            here, head = end.sel(layer=layer, head=which), Head(int(layer), int(which))
-            number = float(here["value"])
-            if not number > 0:
-                none.append(str(head))
-                continue
-            cells = [
-                f"{decimal(number, 0)} ± {spread(float(here['stderr']), 1)}",
-                *(decimal(float(here[f"{null}_value"]), 0) for null in ("shuffled", "untrained")),
-                count(float(here["found"])),
-                with_error(float(here["share"]), float(here["share_stderr"]), 2),
-                *(decimal(float(here[f"{null}_share"]), 2) for null in ("shuffled", "untrained")),
-            ]
-            rows.append((number, head, (Markup("<b>{}</b>").format(head), *cells)))
+    for head in heads_of(end):
+        here = at(end, head)
+        number = float(here["value"])
+        if not number > 0:
+            none.append(str(head))
+            continue
+        cells = [
+            f"{decimal(number, 0)} ± {spread(float(here['stderr']), 1)}",
+            *(decimal(float(here[f"{null}_value"]), 0) for null in NULLS),
+            count(float(here["found"])),
+            with_error(float(here["share"]), float(here["share_stderr"])),
+            *(decimal(float(here[f"{null}_share"])) for null in NULLS),
+        ]
+        rows.append((number, head, (Markup("<b>{}</b>").format(head), *cells)))
     rows.sort(key=lambda row: (-row[0], row[1]))
     made = table(
         ("head", "memorised", "shuffled text", "untrained", "recurring", "share of effect", "shuffled", "untrained"),
@@ -97,7 +95,7 @@ def counts_table(end: "xr.Dataset", step: int) -> Markup:
         "where patterns found on the other half occur.",
         numeric=range(1, 8),
     )
-    said = paragraph("None: {}.", ", ".join(none)) if none else Markup("")
+    said = paragraph("No pattern: {}.", ", ".join(none)) if none else Markup("")
     return made + said
 
 
@@ -130,29 +128,42 @@ def patterns_of(run: Checkpoints, head: Head, here: "xr.Dataset", text: "Tensor 
     }
     rows: list[tuple[Any, ...]] = []
     for row, i in enumerate(there):
-        at = here.isel(pattern=i)
-        in_a_row = int(np.nan_to_num(float(at["contiguous"]))) == 1
+        one = here.isel(pattern=i)
+        in_a_row = int(np.nan_to_num(float(one["contiguous"]))) == 1
         cells: list[Any] = [
             pattern_text({name: labels[name][i] for name in KEYS if ids[name][i] != NONE}, in_a_row),
-            "n-gram" if in_a_row else "skip",
-            with_error(float(at["pattern_effect"]), float(at["pattern_stderr"]), 2),
-            decimal(float(at["pattern_others"]), 2),
-            count(float(at["occurrences"])),
+            kind_of(sum(ids[name][i] != NONE for name in ("far", "near")), in_a_row),
+            with_error(float(one["pattern_effect"]), float(one["pattern_stderr"]), 2),
+            decimal(float(one["pattern_others"]), 2),
+            count(float(one["occurrences"])),
         ]
         if statistics is not None:
             cells += trained_cells(statistics.isel(pattern=row))
-        rows.append((*cells, "yes" if int(np.nan_to_num(float(at["memorised"]))) else "no"))
+        rows.append((*cells, "yes" if int(np.nan_to_num(float(one["memorised"]))) else "no"))
     trained = () if statistics is None else ("out in training text", "lift")
     made = [
         Markup("<h3>{}</h3>").format(f"{head}: {decimal(float(here['value']), 0)} memorised"),
         table(
             ("pattern", "kind", "effect", "others", "places", *trained, "memorised"), rows,
-            caption=f"{head}: the {len(rows)} patterns with the largest total effect.",
+            caption=f"The {len(rows)} patterns with the largest total effect.",
             numeric=range(2, 7 if trained else 5),
         ),
     ]  # fmt: skip
-    chosen = sorted(there, key=lambda i: (here["memorised"].values[i] != 1, i))[:EXAMPLES]
-    return made + ([example(run, here.isel(pattern=i), ids, int(i), text) for i in chosen] if text is not None else [])
+    if text is not None:
+        made += [example(run, here.isel(pattern=i), ids, i, text) for i in illustrated(here, ids["near"], there.tolist())]
+    return made
+
+
+def illustrated(here: "xr.Dataset", near: np.ndarray, there: list[int]) -> list[int]:
+    """Which patterns are shown in text: the first memorised one, and the first with a source or else the next."""
+    best = sorted(there, key=lambda i: (here["memorised"].values[i] != 1, i))
+    sourced = [i for i in best[1:] if near[i] != NONE and here["memorised"].values[i] == 1]
+    return list(dict.fromkeys([*best[:1], *sourced, *best[1:]]))[:EXAMPLES]
+
+
+def kind_of(sources: int, in_a_row: bool) -> str:
+    """``bigram``, ``trigram``, ``4-gram``, or ``skip`` where the tokens do not stand in a row."""
+    return order_name(sources + 2) if in_a_row or not sources else "skip"
 
 
 def pattern_text(labels: dict[str, str], in_a_row: bool) -> Markup:
