@@ -4,6 +4,7 @@ Exit codes: 0; 2 when the input was refused (one sentence on stderr); 130 after 
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -109,12 +110,12 @@ def read_parts(text: str) -> list[str]:
     return list(WHAT) if ALL in parts else list(dict.fromkeys(parts))
 
 
-def write_found(out: Path, found: Any) -> None:
-    """Write what several measures found as one file, and name on stderr those that found nothing."""
+def write_found(out: Path, found: Any, left_out: Mapping[str, str] | None = None) -> None:
+    """Write what several measures found as one file, and name on stderr those that found nothing or were left out."""
     from circuits.dynamics.artefacts import write_dataset
 
     write_dataset(out, found.merged())
-    for name, reason in found.absent.items():
+    for name, reason in {**found.absent, **(left_out or {})}.items():
         typer.echo(f"circuits: {name} has no data: {' '.join(reason.split())}", err=True)
 
 
@@ -196,8 +197,11 @@ def detect(
         write_dataset(out, score(Checkpoints.from_dir(run), store=store, workers=processes(workers)))
     else:
         from circuits.dynamics.functions import functions
+        from circuits.views.function_wanted import not_measured
 
-        write_found(out, functions(Checkpoints.from_dir(run), parts, store=store, workers=processes(workers)))
+        opened = Checkpoints.from_dir(run)
+        found = functions(opened, parts, store=store, workers=processes(workers))
+        write_found(out, found, not_measured(opened, parts))
     typer.echo(out)
 
 

@@ -5,7 +5,8 @@ target, the key ``j`` with ``x[j - 1] = x[i]``, and whose next token is what sta
 attention on its targets is set to zero and the rest of each row scaled to sum to 1, which is what scores of minus infinity do;
 the head's output follows, and later layers with it. The effect is the loss of ``x[i + 1]`` with the cut less the clean loss, in
 nats: how much of what induction could give passes through this attention. In the control as many other keys of the same rows,
-drawn at random (BOS aside), are cut in place of the targets.
+drawn at random (BOS aside), are cut in place of the targets. Scaling a row up amplifies what else the head attends to, so
+beside it stands ``removed``: what the targets bring is taken out of the head's output, and the rest of the row stays as it was.
 
 Source: attention knock-out of the induction entries (Crosbie and Shutova 2024); the control ours.
 """
@@ -57,8 +58,9 @@ class InductionCut:
 
         Returns:
             Dataset with dims ``layer, head``: ``value``, the mean cost of the cut (nats; 0 is chance), ``stderr`` over examples,
-            ``control`` and ``control_stderr`` (other keys cut), ``chance`` 0, and ``difference`` with ``difference_stderr`` and
-            ``z``, of value less control, paired by example; ``untouched``, the clean loss of the same tokens.
+            ``removed`` and ``removed_stderr``, ``control`` and ``control_stderr`` (other keys cut), ``chance`` 0, and
+            ``difference`` with ``difference_stderr`` and ``z``, of value less control, paired by example; ``untouched``, the
+            clean loss of the same tokens.
 
         Raises:
             TypeError, ValueError: not a hooked model, NaN weights, a context or vocabulary too small.
@@ -69,24 +71,28 @@ class InductionCut:
         target = induction_mask(tokens)
         other = other_keys(target, seed=self.seed)
         rows = completed_rows(tokens, target)
-        found: dict[str, list[Tensor]] = {"value": [], "control": [], "clean": []}
+        found: dict[str, list[Tensor]] = {"value": [], "removed": [], "control": [], "clean": []}
         for part in torch.arange(len(tokens), device=tokens.device).split(batch_size(model)):
             names = [name(layer) for layer in range(model.cfg.n_layers) for name in (pattern_name, value_name)]
             kept = recorded(model, tokens[part], names)
-            for name, mask in (("value", target), ("control", other)):
-                put = torch.stack([cut(kept[a], kept[b], mask[part]) for a, b in zip(names[::2], names[1::2], strict=True)])
+            for name, mask in (("value", target), ("removed", target), ("control", other)):
+                scaled = name != "removed"
+                cuts = [cut(kept[a], kept[b], mask[part], scaled=scaled) for a, b in zip(names[::2], names[1::2], strict=True)]
+                put = torch.stack(cuts)
                 clean, total, _ = effects_of(model, tokens[part], put, direct=False)
                 found[name].append(_mean_over(total, rows[part]))
             found["clean"].append(_mean_over(clean, rows[part]))
         sampled = {name: torch.cat(parts, -1).movedim(-1, 0).double().cpu().numpy() for name, parts in found.items()}
         value, stderr = mean_and_stderr(sampled["value"])
+        removed, removed_stderr = mean_and_stderr(sampled["removed"])
         control, control_stderr = mean_and_stderr(sampled["control"])
         difference, difference_stderr = mean_and_stderr(sampled["value"] - sampled["control"])
         with np.errstate(divide="ignore", invalid="ignore"):
             z = difference / difference_stderr
         dims = ("layer", "head")
         columns = {
-            "value": value, "stderr": stderr, "control": control, "control_stderr": control_stderr,
+            "value": value, "stderr": stderr, "removed": removed, "removed_stderr": removed_stderr,
+            "control": control, "control_stderr": control_stderr,
             "difference": difference, "difference_stderr": difference_stderr, "z": z,
         }  # fmt: skip
         return labelled(
@@ -124,13 +130,16 @@ def cut(
     pattern: Float[Tensor, "batch head query key"],
     value: Float[Tensor, "batch pos head d_head"],
     mask: Bool[Tensor, "batch query key"],
+    *,
+    scaled: bool = True,
 ) -> Float[Tensor, "batch pos head d_head"]:
-    """A head's output with its attention on masked keys taken away and each row scaled to sum to 1 again.
+    """A head's output with its attention on masked keys taken away and, if ``scaled``, each row made to sum to 1 again.
 
     A row that attends to nothing else gathers nothing, as scores of minus infinity everywhere would give.
     """
     left = pattern.masked_fill(mask[:, None], 0.0)
-    left = left / left.sum(-1, keepdim=True).clamp_min(1e-30)
+    if scaled:
+        left = left / left.sum(-1, keepdim=True).clamp_min(1e-30)
     return (left @ value.transpose(1, 2)).transpose(1, 2)
 
 

@@ -19,6 +19,9 @@ from circuits.data.tokens import shuffle_tokens
 from circuits.detectors.event_store import EventStore, Frame, pandas
 from circuits.detectors.multigrams import (
     KEY,
+    PER_HEAD,
+    SUMMED,
+    HeldOut,
     MultigramRule,
     collect,
     found_patterns,
@@ -32,7 +35,7 @@ from circuits.models.protocol import check_finite, check_model, check_tokens, de
 from circuits.models.random_init import config_of, random_twins
 from circuits.results import array_hash, check_whole, labelled
 
-NULLS = ("shuffled", "untrained")
+NULLS = ("shifted", "shuffled", "untrained")
 SHOWN = 3
 """Places of a pattern that are given as examples."""
 
@@ -44,14 +47,15 @@ class Multigrams:
     Args:
         tokens: text ``[example, pos]`` with BOS first, examples in the order of the text and not overlapping: the two halves must
             not share any of it (``circuits.data.tokens.consecutive_windows``).
-        rule: thresholds. k: patterns listed of each head. nulls: which of ``NULLS`` to measure; each is a pass more.
+        rule: thresholds. k: patterns listed of each head. nulls: which of ``NULLS`` to measure; "shuffled" and "untrained" take a
+            pass more each, the latter once for a run. seed: of shifts and shuffles.
         store: folder for the file that effects and events are streamed to while measuring (default: a temporary one).
     """
 
     tokens: Tensor = field(compare=False)
     rule: MultigramRule = field(default_factory=MultigramRule)
     k: int = 20
-    nulls: tuple[str, ...] = NULLS
+    nulls: tuple[str, ...] = ("shifted", "untrained")
     seed: int = 0
     store: Path | None = field(default=None, compare=False)
     name: str = field(default="multigrams", init=False)
@@ -85,14 +89,16 @@ class Multigrams:
         """Measure a model.
 
         Returns:
-            Dataset with dims ``layer, head``: ``value``, distinct patterns memorised (>= 0; a lower bound), ``stderr``, half the
-            difference between the two directions; ``share`` of the head's positive effect, in [0, 1], and ``share_stderr``,
-            likewise; ``found``, patterns that recur in the whole corpus; ``events``, ``unattributed``; for each null
-            ``<name>_value``, ``<name>_share``, ``<name>_found``; ``null_mean``, the shuffled corpus' value. And with ``pattern``,
-            the largest total effect first, NONE (-1) or NaN where there are fewer: ``far, near, destination, out``,
-            ``contiguous``, ``pattern_effect`` (mean over all occurrences, nats) with ``pattern_stderr`` and ``pattern_others``
-            (mean effect of the other heads of the layer there), ``occurrences``, ``pattern_events``, ``pattern_total`` (nats,
-            over its events), ``memorised`` (1 or 0); ``example, query [layer, head, pattern, place]``, where it had events.
+            Dataset with dims ``layer, head``: ``value``, distinct patterns memorised (>= 0; a lower bound), ``stderr``, its
+            square root; ``with_source``, those of them that are no bigrams; ``share`` of the head's positive effect, in [0, 1],
+            with ``share_stderr``, half the difference between the two directions, and ``share_chance``; ``found``, patterns
+            that recur in the whole corpus; ``events``, ``unattributed``; for each null ``<name>_value``, ``<name>_share``,
+            ``<name>_found``; ``null_mean``, the value with shifted effects, with
+            ``null_sd`` and ``z`` of counts. And with ``pattern``, the largest total effect first,
+            NONE (-1) or NaN where there are fewer: ``far, near, destination, out``, ``contiguous``, ``pattern_effect`` (mean
+            over all occurrences, nats) with ``pattern_stderr`` and ``pattern_others`` (mean effect of the other heads of the
+            layer there), ``occurrences``, ``pattern_events``, ``pattern_total`` (nats, over its events), ``memorised`` (1 or
+            0); ``example, query [layer, head, pattern, place]``, where it had events.
 
         Raises:
             TypeError, ValueError: not a hooked model, NaN weights, tokens that do not fit.
@@ -102,22 +108,33 @@ class Multigrams:
         cfg = model.cfg
         check_tokens(self.tokens, d_vocab=cfg.d_vocab, n_ctx=cfg.n_ctx, needed_by="the multigram detector")
         shape = (cfg.n_layers, cfg.n_heads)
-        with self._pass(model, self.tokens) as store:
-            one, kept = self._counts(store, self.tokens, cfg.n_layers)
-            listed = self._listed(store, cfg.n_layers, kept)
-        variables: dict[str, tuple[tuple[str, ...], Any]] = {}
-        for null in self.nulls:
-            if null == "shuffled":
-                tokens = shuffle_tokens(self.tokens, seed=self.seed)
-                with self._pass(model, tokens) as store:
-                    found, _ = self._counts(store, tokens, cfg.n_layers)
-            else:
-                found = _untrained(self, config_of(model), device_of(model))
-            variables |= {f"{null}_{key}": (("layer", "head"), found[key].reshape(shape)) for key in ("value", "share", "found")}
+        found: dict[str, dict[str, np.ndarray]] = {}
+        with self._pass(model, self.tokens, shifted="shifted" in self.nulls) as stores:
+            one, scored = self._counts(stores[0], self.tokens, cfg.n_layers)
+            listed = self._listed(stores[0], scored, cfg.n_layers)
+            if "shifted" in self.nulls:
+                found["shifted"] = self._counts(stores[1], self.tokens, cfg.n_layers)[0]
+        if "shuffled" in self.nulls:
+            tokens = shuffle_tokens(self.tokens, seed=self.seed)
+            with self._pass(model, tokens) as stores:
+                found["shuffled"] = self._counts(stores[0], tokens, cfg.n_layers)[0]
+        if "untrained" in self.nulls:
+            found["untrained"] = _untrained(self, config_of(model), device_of(model))
+        variables: dict[str, tuple[tuple[str, ...], Any]] = {
+            f"{null}_{key}": (("layer", "head"), counts[key].reshape(shape))
+            for null, counts in found.items()
+            for key in ("value", "share", "found")
+        }
+        nothing = np.full(shape, np.nan)
+        null_mean = variables.get("shifted_value", ((), nothing))[1]
+        value = one["value"].reshape(shape)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            z = (value - null_mean) / np.sqrt(value + null_mean)
+        beside = {"null_mean": null_mean, "null_sd": np.sqrt(null_mean), "z": z}
+        variables |= {name: (("layer", "head"), x) for name, x in beside.items()}
         each = {key: (("layer", "head"), x.reshape(shape)) for key, x in one.items()}
-        null_mean = variables.get("shuffled_value", (("layer", "head"), np.full(shape, np.nan)))
         return labelled(
-            {**each, **variables, "null_mean": null_mean, **listed},
+            {**each, **variables, **listed},
             {
                 "layer": np.arange(cfg.n_layers),
                 "head": np.arange(cfg.n_heads),
@@ -131,41 +148,53 @@ class Multigrams:
             n_examples=len(self.tokens),
             n_tokens=self.tokens.numel(),
             units="patterns; nats",
-            null="null_mean: the same model on shuffled examples",
+            null="null_mean: the head's own effects shifted along the sequences",
         )
 
     @contextmanager
-    def _pass(self, model: Any, tokens: Tensor) -> Iterator[EventStore]:
-        with (
-            TemporaryDirectory(dir=self.store) as folder,
-            collect(model, tokens, self.rule, Path(folder) / "effects.h5") as store,
-        ):
-            yield store
+    def _pass(self, model: Any, tokens: Tensor, *, shifted: bool = False) -> Iterator[list[EventStore]]:
+        with TemporaryDirectory(dir=self.store) as folder:
+            paths = [Path(folder) / f"{name}.h5" for name in ("effects", "shifted")[: 1 + shifted]]
+            stores = collect(model, tokens, self.rule, *paths, seed=self.seed)
+            try:
+                yield stores
+            finally:
+                for store in stores:
+                    store.file.close()
 
     def _counts(self, store: EventStore, tokens: Tensor, layers: int) -> tuple[dict[str, np.ndarray], Frame]:
-        """Of every head the numbers, and the patterns that are memorised in either direction."""
+        """Of every head the numbers; and every pattern found on a half, with what it scored on the other."""
         pd = pandas()
         both = halves(len(tokens))
-        number, share, kept = [], [], []
+        share, chance, scored = [], [], []
         for one, other in (both, both[::-1]):
             patterns = self._of_all(store, one)
             sums = held_out(store, patterns, tokens, other, layers)
-            good = memorised(sums, self.rule)
-            kept.append(patterns.loc[good, ["head", *KEY]])
-            number.append(np.bincount(patterns["head"][good], minlength=store.heads))
+            per_pattern = {name: getattr(sums, name) for name in SUMMED}
+            good = memorised(sums, patterns["head"].to_numpy(), self.rule)
+            scored.append(patterns[["head", *KEY]].assign(memorised=good, **per_pattern))
             share.append(sums.covered / np.maximum(sums.positive, 1e-30))
-        distinct = pd.concat(kept).drop_duplicates()
+            chance.append(sums.covered_places / np.maximum(sums.places, 1))
+        # A pattern found on both halves is scored on both.
+        merged = (
+            pd.concat(scored).groupby(["head", *KEY], as_index=False).agg({"memorised": "any", **dict.fromkeys(SUMMED, "sum")})
+        )
+        kept = merged[merged["memorised"]]
+        value = np.bincount(kept["head"], minlength=store.heads).astype(float)
+        sourced = np.bincount(kept.loc[kept["near"] != NONE, "head"], minlength=store.heads)
         whole = [len(found_patterns(store, head, range(len(tokens)), self.rule)) for head in range(store.heads)]
         numbers = {
-            "value": np.bincount(distinct["head"], minlength=store.heads).astype(float),
-            "stderr": np.abs(number[0] - number[1]) / 2,
+            "value": value,
+            "stderr": np.sqrt(value),
+            "with_source": sourced,
             "share": np.mean(share, axis=0),
             "share_stderr": np.abs(share[0] - share[1]) / 2,
+            "share_chance": np.mean(chance, axis=0),
             "found": np.array(whole),
             "events": np.array([store.count(head) for head in range(store.heads)]),
             "unattributed": store.file["unattributed"][:],
         }
-        return numbers, distinct
+        return numbers, merged
 
     def _of_all(self, store: EventStore, part: range) -> Frame:
         pd = pandas()
@@ -173,12 +202,14 @@ class Multigrams:
             [found_patterns(store, head, part, self.rule).assign(head=head) for head in range(store.heads)], ignore_index=True
         )
 
-    def _listed(self, store: EventStore, layers: int, kept: Frame) -> Mapping[str, tuple[tuple[str, ...], Any]]:
-        """The patterns of the whole corpus with the largest total effect, and some of their places."""
-        everything = range(len(self.tokens))
-        patterns = self._of_all(store, everything)
+    def _listed(self, store: EventStore, scored: Frame, layers: int) -> Mapping[str, tuple[tuple[str, ...], Any]]:
+        """The patterns of the whole corpus with the largest total effect; what they scored on a half they were not found on."""
+        patterns = self._of_all(store, range(len(self.tokens)))
         patterns = patterns.groupby("head", sort=True).head(self.k).reset_index(drop=True)
-        sums = held_out(store, patterns, self.tokens, everything, layers)
+        patterns = patterns.merge(scored, on=["head", *KEY], how="left")
+        nothing = np.zeros(0)
+        per_pattern = {name: patterns[name].fillna(0.0).to_numpy() for name in SUMMED}
+        sums = HeldOut(**per_pattern, **dict.fromkeys(PER_HEAD, nothing))
         rank = patterns.groupby("head").cumcount().to_numpy()
         at = (patterns["head"].to_numpy() // (store.heads // layers), patterns["head"].to_numpy() % (store.heads // layers), rank)
         shape = (layers, store.heads // layers, self.k)
@@ -190,7 +221,6 @@ class Multigrams:
 
         with np.errstate(invalid="ignore"):
             others = sums.others / sums.n
-        whole = patterns.set_index(["head", *KEY]).index.isin(kept.set_index(["head", *KEY]).index)
         columns = {name: spread(patterns[name], NONE) for name in KEY}
         columns |= {
             "contiguous": spread(patterns["contiguous"].astype(int), NONE),
@@ -200,7 +230,7 @@ class Multigrams:
             "occurrences": spread(sums.n.astype(int), 0),
             "pattern_events": spread(patterns["events"], 0),
             "pattern_total": spread(patterns["total"], np.nan),
-            "memorised": spread(whole.astype(int), 0),
+            "memorised": spread(patterns["memorised"].eq(True).astype(int), 0),
         }
         example, query = self._places(store, patterns)
         dims = ("layer", "head", "pattern")
@@ -233,5 +263,5 @@ class Multigrams:
 def _untrained(made: Multigrams, cfg: HookedTransformerConfig, device: torch.device) -> dict[str, np.ndarray]:
     """The numbers of an untrained model of the same shape: the same for every checkpoint of a run."""
     twin = next(random_twins(cfg, 1)).to(device)
-    with made._pass(twin, made.tokens) as store:
-        return made._counts(store, made.tokens, cfg.n_layers)[0]
+    with made._pass(twin, made.tokens) as stores:
+        return made._counts(stores[0], made.tokens, cfg.n_layers)[0]

@@ -2,21 +2,25 @@
 
 1. *Events*: positions of text where ablating the head costs at least ``threshold`` nats, and the pair (token, next token) has not
    stood earlier in the example (there, induction could do it). What carried the effect makes each a pattern ``[far ... near ...
-   destination -> out]`` (``detectors/sources.py``).
+   destination -> out]`` (``detectors/sources.py``); without a source it is a bigram.
 2. *Found*: patterns with events in at least ``min_examples`` examples of one half of the corpus, the simplest only: one that
    contains another found pattern with the same destination and out is dropped (a second source that happened to be attended to).
 3. *Held out*: wherever such a pattern occurs in the other half, event or not, the effect of the head is read. The pattern is
-   *memorised* if it occurs in at least ``min_examples`` examples there, its mean effect exceeds zero by ``Z_NEEDED`` standard
-   errors (examples as clusters), and is at least half of the threshold. A contiguous pattern occurs where its tokens stand in a
-   row, any other where its sources stand anywhere earlier in the example.
+   *memorised* if it occurs in at least ``min_examples`` examples there, its mean effect is at least half of the threshold and
+   exceeds the head's mean effect on that half by the one-sided ``LEVEL`` quantile of Student's t (examples as clusters, degrees
+   of freedom one less than their number). A contiguous pattern occurs where its tokens stand in a row, any other where its
+   sources stand anywhere earlier in the example.
 4. Halves change places; ``value`` is the number of distinct patterns memorised either way: a lower bound, since patterns too rare
-   for the corpus are not counted, so compare counts at one corpus size only. ``share`` is how much of the head's positive effect
-   on the held-out half (repeats aside) lies where patterns found on the first half occur; no pattern is chosen by what it is
-   scored on.
+   for the corpus are not counted, so compare counts at one corpus size only. Its error is that of a count, its square root,
+   which is what disjoint samples of text differ by. ``share`` is how much of the head's positive effect on the held-out half
+   (repeats aside) lies where patterns found on the first half occur, no pattern being chosen by what it is scored on; its
+   chance is the share of places they cover.
 
-Nulls: the same model on the corpus with every example's tokens shuffled (same unigrams, nothing to memorise), an untrained twin
-on the corpus (how many patterns the thresholds let through), and the other heads of the layer at the same places (is it this
-head?).
+Nulls. *shifted*: the head's own effects, moved along each sequence by a random distance, cyclically, with the text and the
+attention as they are: is it these tokens, or would any effects of this size do? *shuffled*: the same model on the corpus with
+every example's tokens shuffled: same unigrams, nothing to memorise. *untrained*: a model of the same shape that never learned,
+on the corpus: how many patterns the thresholds let through. And for each listed pattern the mean effect of the other heads of
+the layer at the same places: is it this head?
 
 Source: the analysis behind "multigram heads" in Wang et al. 2024, appendix B, whose thresholds are not published; these are ours.
 """
@@ -26,7 +30,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuits.detectors.event_store import EventStore, Frame, pandas
@@ -36,7 +41,8 @@ from circuits.models.interventions import Ablation
 from circuits.models.protocol import device_of
 from circuits.results import check_whole
 
-Z_NEEDED = 2.0
+LEVEL = 0.0228
+"""Of two standard errors, where they are known exactly."""
 KEY = ["far", "near", "destination", "out"]
 PLACES = 10_000
 """Places whose contexts are searched at a time."""
@@ -57,6 +63,9 @@ class MultigramRule:
     ablation: str = "mean"
 
     def __post_init__(self) -> None:
+        for name in ("threshold", "min_share"):
+            if isinstance(given := getattr(self, name), bool) or not isinstance(given, int | float):
+                raise ValueError(f"{name}={given!r}: need a number")
         if not self.threshold > 0:
             raise ValueError(f"threshold={self.threshold!r}: an ablation must cost something, give nats above 0")
         if not LEAST_SHARE <= self.min_share < 1:
@@ -68,19 +77,40 @@ class MultigramRule:
         return asdict(self)
 
 
-def collect(model: Any, tokens: Int[Tensor, "example pos"], rule: MultigramRule, path: Path) -> EventStore:
-    """Stream a corpus through the model once: effects and events go to a file, batch by batch."""
-    store = EventStore.create(path, len(tokens), tokens.shape[1] - 1, model.cfg.n_layers * model.cfg.n_heads)
+def collect(model: Any, tokens: Int[Tensor, "example pos"], rule: MultigramRule, *paths: Path, seed: int = 0) -> list[EventStore]:
+    """Stream a corpus through the model once: effects and events go to files, batch by batch.
+
+    Args:
+        paths: of the store of effects as they are and, if a second is given, of one with each sequence's effects shifted.
+    """
+    size = (len(tokens), tokens.shape[1] - 1, model.cfg.n_layers * model.cfg.n_heads)
+    stores = [EventStore.create(path, *size) for path in paths]
+    distance = np.random.default_rng([seed, 43]).integers(1, size[1] - 1, size=len(tokens))
     for batch in head_effects(model, tokens, rule.ablation, direct=False):
         part = tokens[batch.rows]
-        chosen = (batch.total >= rule.threshold) & ~repeats_in_context(part)
+        usable = usable_places(part)
         weights = [w.cpu() for w in value_weights(model, part.to(device_of(model)))]
-        store.add(
-            batch.rows.start,
-            batch.total.flatten(0, 1).numpy(),
-            events(weights, part, batch.total, chosen, min_share=rule.min_share, first_example=batch.rows.start),
-        )
-    return store
+        place = torch.arange(size[1])
+        moved = (place[1:] - 1 - torch.from_numpy(distance[batch.rows])[:, None]) % (size[1] - 1) + 1  # the place after BOS stays
+        moved = torch.cat([torch.zeros_like(moved[:, :1]), moved], 1)
+        for shifted, store in enumerate(stores):
+            effect = batch.total.gather(-1, moved.expand_as(batch.total)) if shifted else batch.total
+            chosen = (effect >= rule.threshold) & usable
+            made = events(weights, part, effect, chosen, min_share=rule.min_share, first_example=batch.rows.start)
+            store.add(batch.rows.start, effect.flatten(0, 1).numpy(), made)
+    return stores
+
+
+def usable_places(tokens: Int[Tensor, "example pos"]) -> Bool[Tensor, "example query"]:
+    """Query places that patterns may end at: not BOS, and not where the pair has stood before."""
+    usable = ~repeats_in_context(tokens)
+    usable[:, 0] = False
+    return usable
+
+
+SUMMED = ("n", "clusters", "effect", "squares", "products", "weights", "others")
+PER_HEAD = ("covered", "positive", "net", "covered_places", "places")
+"""The fields of ``HeldOut``, of patterns and of heads."""
 
 
 def halves(examples: int) -> tuple[range, range]:
@@ -145,7 +175,7 @@ def occurrences(patterns: Frame, tokens: Int[Tensor, "example pos"]) -> Frame:
     """
     pd = pandas()
     ids = tokens.numpy()
-    example, query = np.nonzero(~repeats_in_context(tokens).numpy() & (np.arange(ids.shape[1] - 1) > 0))
+    example, query = np.nonzero(usable_places(tokens).numpy())
     here = pd.DataFrame({"example": example, "query": query, "destination": ids[example, query], "out": ids[example, query + 1]})
     asked = patterns[[*KEY, "contiguous"]].assign(pattern=np.arange(len(patterns)))
     met = here.merge(asked, on=["destination", "out"])
@@ -177,7 +207,8 @@ class HeldOut:
     Attributes:
         n, clusters: occurrences and examples with one. effect, squares, products, weights: sums over examples of ``S``, ``S^2``,
             ``S n``, ``n^2``, where an example has ``n`` occurrences with effects that add up to ``S``. others: mean effect of the
-            other heads, summed. covered, positive: per head, positive effect where patterns occur, and all of it.
+            other heads, summed. covered, positive, net: per head, positive effect where patterns occur, all of it, and all
+            effect; repeats aside. covered_places, places: the numbers of places these are sums over.
     """
 
     n: np.ndarray
@@ -189,6 +220,9 @@ class HeldOut:
     others: np.ndarray
     covered: np.ndarray
     positive: np.ndarray
+    net: np.ndarray
+    covered_places: np.ndarray
+    places: np.ndarray
 
     @property
     def mean(self) -> np.ndarray:
@@ -211,20 +245,22 @@ def held_out(store: EventStore, patterns: Frame, tokens: Int[Tensor, "example po
         patterns: of all heads, with their ``head``. tokens: the whole corpus. layers: of the model.
     """
     size, n_heads = len(patterns), store.heads // layers
-    per_pattern, per_head = [np.zeros(size) for _ in range(7)], [np.zeros(store.heads) for _ in range(2)]
+    per_pattern, per_head = [np.zeros(size) for _ in range(7)], [np.zeros(store.heads) for _ in range(5)]
     sums = HeldOut(*per_pattern, *per_head)
     owner = patterns["head"].to_numpy()
     for rows, effect in store.batches(part):
         batch = tokens[rows]
-        usable = ~repeats_in_context(batch).numpy()
-        usable[:, 0] = False
+        usable = usable_places(batch).numpy()
         positive = np.where(usable, np.maximum(effect, 0), 0.0)  # [head, example, query]
         sums.positive += positive.sum((1, 2), dtype=np.float64)
+        sums.net += (effect * usable).sum((1, 2), dtype=np.float64)
+        sums.places += usable.sum()
         at = occurrences(patterns, batch)
         p, e, q = (at[name].to_numpy() for name in ("pattern", "example", "query"))
         covered = np.zeros(effect.shape, dtype=bool)
         covered[owner[p], e, q] = True
         sums.covered += (positive * covered).sum((1, 2), dtype=np.float64)
+        sums.covered_places += covered.sum((1, 2))
         own = effect[owner[p], e, q].astype(np.float64)
         layer = owner[p] // n_heads
         together = effect.reshape(layers, n_heads, *effect.shape[1:]).sum(1, dtype=np.float64)[layer, e, q]
@@ -243,8 +279,11 @@ def held_out(store: EventStore, patterns: Frame, tokens: Int[Tensor, "example po
     return sums
 
 
-def memorised(sums: HeldOut, rule: MultigramRule) -> np.ndarray:
-    """Which patterns hold on the part they were scored on."""
+def memorised(sums: HeldOut, head: Int[np.ndarray, "pattern"], rule: MultigramRule) -> Bool[np.ndarray, "pattern"]:
+    """Which patterns hold on the part they were scored on; ``head`` is each one's."""
+    from scipy.stats import t
+
+    usual = sums.net[head] / np.maximum(sums.places[head], 1)
     with np.errstate(invalid="ignore"):
-        clear = sums.mean > Z_NEEDED * sums.stderr
+        clear = sums.mean - usual > t.ppf(1 - LEVEL, np.maximum(sums.clusters - 1, 1)) * sums.stderr
     return (sums.clusters >= rule.min_examples) & clear & (sums.mean >= rule.threshold / 2)

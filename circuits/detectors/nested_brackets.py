@@ -40,6 +40,7 @@ from circuits.detectors.brackets import (
     example_means,
     per_condition,
 )
+from circuits.detectors.direct_logits import own
 from circuits.models.config import HookedTransformerConfig
 from circuits.models.hooked import next_token_loss
 from circuits.models.protocol import (
@@ -150,6 +151,7 @@ class NestedBrackets:
         """
         check_model(model)
         check_finite(model)
+        model = own(model)  # in a foreign one the middle of a layer is no place to write to
         cfg = model.cfg
         check_tokens(self.tokens.tokens, d_vocab=cfg.d_vocab, n_ctx=cfg.n_ctx, needed_by="the test of nested pairs")
         testable = cfg.n_layers > 1

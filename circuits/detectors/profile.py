@@ -8,10 +8,10 @@ the loss that ablating the head adds (``circuits.models.effects``). The *share* 
 in nats over nats: shares add up to 1, and one is negative where the head harms predictions of its kind. A head whose mean effect
 does not exceed zero by ``Z_NEEDED`` standard errors has no profile: its state is "no effect" and its shares are NaN.
 
-Chance is the kind's share of tokens: what it would get if the effect fell on all alike. The null asks whether the labels matter:
-they are shifted along their sequences, cyclically and by a random distance for each sequence, ``shifts`` times, which keeps their
-number and their runs and destroys what they say about tokens; z is the distance from that. Errors and the 95% interval are a
-bootstrap over blocks of neighbouring examples.
+Chance is the kind's share of tokens: what it would get if the effect fell on all alike; ``loss_share`` is its share of the clean
+loss, what it would get from a head that costs in proportion to surprise. The null asks whether the labels say something beyond
+their position: every example gets the labels of another one, position by position, ``shifts`` times by cycles of random length;
+z is the distance from that. Errors and the 95% interval are a bootstrap over blocks of neighbouring examples.
 
 Self-repair is the direct effect (later layers do not notice) less the total one, in nats per token; positive where later layers
 make up for the head.
@@ -31,6 +31,8 @@ from circuits.models.protocol import check_finite, check_model, check_tokens, mo
 from circuits.results import array_hash, check_whole, labelled
 
 Z_NEEDED = 2.0
+FEWEST = 16
+"""Examples: with fewer, intervals by bootstrap are too narrow."""
 BLOCKS = 64
 """The most blocks that examples are gathered in."""
 
@@ -43,7 +45,7 @@ class FunctionProfile:
         tokens: text ``[example, pos]``, BOS first. kinds: ``[example, pos - 1]``, the kind of each predicted token as an index
             into ``names``. names: of the kinds (default: those of ``circuits.data.contexts``).
         ablation: a name of ``circuits.models.interventions.ABLATIONS``, or an ``Ablation``.
-        shifts: label shifts behind the null. draws: of the bootstrap. seed: of both.
+        shifts: exchanges of labels behind the null. draws: of the bootstrap. seed: of both.
         rule: hash of how kinds were assigned, for the record.
     """
 
@@ -60,14 +62,20 @@ class FunctionProfile:
 
     def __post_init__(self) -> None:
         check_tokens(self.tokens, d_vocab=2**31, n_ctx=2**31, min_length=4, needed_by="a function profile")
-        if len(self.tokens) < 2:
-            raise ValueError("a function profile needs 2 examples or more for its errors and 1 was given: pass more text")
+        if len(self.tokens) < FEWEST:
+            raise ValueError(
+                f"a function profile needs {FEWEST} examples for its errors and {len(self.tokens)} were given: pass more text"
+            )
+        if not isinstance(self.names, tuple | list) or not all(isinstance(name, str) for name in self.names):
+            raise TypeError(f"names are {self.names!r}, need a tuple of kinds' names")
         wanted = (len(self.tokens), self.tokens.shape[1] - 1)
         if not isinstance(self.kinds, Tensor) or tuple(self.kinds.shape) != wanted:
             given = tuple(self.kinds.shape) if isinstance(self.kinds, Tensor) else type(self.kinds).__name__
             raise ValueError(
                 f"kinds are {given}, need one for each predicted token, {wanted}: classify_contexts(tokens, ...).kind"
             )
+        if self.kinds.is_floating_point():
+            raise TypeError(f"kinds have dtype {self.kinds.dtype}, need whole numbers: classify_contexts(tokens, ...).kind")
         if int(self.kinds.min()) < 0 or int(self.kinds.max()) >= len(self.names):
             raise ValueError(f"kinds run from {int(self.kinds.min())} to {int(self.kinds.max())}, names has {len(self.names)}")
         check_whole("shifts", self.shifts, 2)
@@ -94,10 +102,11 @@ class FunctionProfile:
         Returns:
             Dataset with dims ``layer, head, kind``: ``value``, the share of the total effect (adds up to 1 over kinds; NaN
             without effect), ``stderr``, ``low`` and ``high`` (95%), ``chance`` (the kind's share of tokens), ``null_mean``,
-            ``null_sd``, ``z`` (labels shifted); ``effect`` (nats per token of text that the kind contributes, the sum over kinds
-            being the head's mean effect) and ``effect_stderr``; ``per_token`` (mean effect on tokens of the kind, nats);
-            with dims ``layer, head``: ``total``, ``direct``, ``repair`` (nats per token) and their ``_stderr``, ``state`` ("ok"
-            or "no effect"); ``n [kind]``, tokens of each kind.
+            ``null_sd``, ``z`` (labels of other examples), ``loss_share`` (the kind's share of the clean loss); ``effect`` (nats
+            per token of text that the kind contributes, the sum over kinds being the head's mean effect) and ``effect_stderr``;
+            ``per_token`` (mean effect on tokens of the kind, nats); with dims ``layer, head``: ``total``, ``direct``,
+            ``repair`` (nats per token) and their ``_stderr``, ``state`` ("ok" or "no effect"); ``n [kind]``, tokens of each
+            kind.
 
         Raises:
             TypeError, ValueError: not a hooked model, NaN weights, tokens that do not fit.
@@ -111,8 +120,10 @@ class FunctionProfile:
         weights = rng.multinomial(blocks, np.full(blocks, 1 / blocks), size=self.draws)
         tokens = sums.count.sum()
 
+        widen = np.sqrt(blocks / (blocks - 1))  # drawing from so few blocks varies less than drawing new ones
+
         def drawn(x: Float[np.ndarray, "block *rest"]) -> Float[np.ndarray, "draw *rest"]:
-            return np.tensordot(weights, x, axes=1)
+            return np.tensordot(1 + widen * (weights - 1), x, axes=1)
 
         drawn_total, drawn_count = drawn(sums.total), drawn(sums.count)
         mean = total.sum(-1) / tokens
@@ -123,7 +134,7 @@ class FunctionProfile:
         with np.errstate(divide="ignore", invalid="ignore"):
             share = total / total.sum(-1, keepdims=True) + nothing
             drawn_share = drawn_total / drawn_total.sum(-1, keepdims=True)
-            null = sums.shifted / sums.shifted.sum(-1, keepdims=True)
+            null = sums.exchanged / sums.exchanged.sum(-1, keepdims=True)
             null_mean, null_sd = null.mean(0) + nothing, null.std(0, ddof=1) + nothing
             z = (share - null_mean) / null_sd
             count = sums.count.sum(0)
@@ -140,6 +151,7 @@ class FunctionProfile:
                 "low": (grid, low),
                 "high": (grid, high),
                 "chance": (("kind",), count / tokens),
+                "loss_share": (("kind",), sums.loss / sums.loss.sum()),
                 "null_mean": (grid, null_mean),
                 "null_sd": (grid, null_sd),
                 "z": (grid, z),
@@ -163,28 +175,29 @@ class FunctionProfile:
             data_hash=array_hash(self.tokens.cpu()),
             n_examples=len(self.tokens),
             units="share; nats per token",
-            null="kinds shifted along their sequences",
+            null="kinds of other examples at the same positions",
         )
 
 
 @dataclass(frozen=True)
 class ProfileSums:
-    """Sums of effects over tokens: by block of examples, and with shifted labels.
+    """Sums of effects over tokens: by block of examples, and with exchanged labels.
 
     Attributes:
         total, direct: ``[block, layer, head, kind]``, nats. count: ``[block, kind]``, tokens.
-        shifted: ``[shift, layer, head, kind]``, nats.
+        exchanged: ``[shift, layer, head, kind]``, nats, with the labels of other examples. loss: ``[kind]``, clean loss, nats.
     """
 
     total: Float[np.ndarray, "block layer head kind"]
     direct: Float[np.ndarray, "block layer head kind"]
     count: Float[np.ndarray, "block kind"]
-    shifted: Float[np.ndarray, "shift layer head kind"]
+    exchanged: Float[np.ndarray, "shift layer head kind"]
+    loss: Float[np.ndarray, "kind"]
 
 
 def profile_sums(model: Any, made: FunctionProfile) -> ProfileSums:
     """One pass over the corpus; what is kept does not grow with it."""
-    examples, length = made.kinds.shape
+    examples = len(made.kinds)
     blocks, kinds = min(BLOCKS, examples), len(made.names)
     block_of = np.arange(examples) * blocks // examples
     shape = (model.cfg.n_layers, model.cfg.n_heads, kinds)
@@ -192,9 +205,10 @@ def profile_sums(model: Any, made: FunctionProfile) -> ProfileSums:
         total=np.zeros((blocks, *shape)),
         direct=np.zeros((blocks, *shape)),
         count=np.zeros((blocks, kinds)),
-        shifted=np.zeros((made.shifts, *shape)),
+        exchanged=np.zeros((made.shifts, *shape)),
+        loss=np.zeros(kinds),
     )
-    distance = np.random.default_rng([made.seed, 40]).integers(1, length, size=(made.shifts, examples))
+    distance = np.random.default_rng([made.seed, 40]).integers(1, examples, size=made.shifts)
     for batch in head_effects(model, made.tokens, Ablation.named(made.ablation)):
         assert batch.direct is not None
         labels = made.kinds[batch.rows].long().cpu()
@@ -203,10 +217,11 @@ def profile_sums(model: Any, made: FunctionProfile) -> ProfileSums:
         for name, value in (("total", total), ("direct", direct)):
             np.add.at(getattr(sums, name), block_of[batch.rows], _by_kind(value, hot).numpy())
         np.add.at(sums.count, block_of[batch.rows], hot.sum(1).numpy())
-        place = torch.arange(length)
+        sums.loss[:] += torch.einsum("eq,eqk->k", batch.loss.double(), hot).numpy()
+        example = torch.arange(batch.rows.start, batch.rows.stop)
         for shift in range(made.shifts):
-            moved = (place - torch.from_numpy(distance[shift, batch.rows])[:, None]) % length
-            sums.shifted[shift] += _by_kind(total, hot.gather(1, moved[..., None].expand_as(hot))).sum(0).numpy()
+            others = made.kinds[(example + int(distance[shift])) % examples].long().cpu()
+            sums.exchanged[shift] += _by_kind(total, torch.nn.functional.one_hot(others, kinds).double()).sum(0).numpy()
     return sums
 
 

@@ -1,27 +1,30 @@
 """The role of a head, from where it looks and from what its ablation does.
 
-Each role has criteria, quantities that must exceed a bar *and* exceed it by ``Z_NEEDED`` of their standard errors:
+Each role has criteria: quantities that must exceed a bar by ``Z_NEEDED`` of their standard errors.
 
-    induction        attention on induction targets: support >= ``THRESHOLD`` and above untrained heads; and, as confirmation, the
-                     loss of repeated tokens rises when that attention is cut, more than when other keys are (``InductionCut``)
-    previous token,  attention on the key: support >= ``THRESHOLD`` and above untrained
-    current token,   heads
-    duplicate token
-    bracket          attention from the position before a closer to its opener above that to other openers, by ``BRACKET_BAR``,
-                     and effect on the closer above that on other tokens of its depth (``BracketScores``)
-    multigram        more patterns memorised than on shuffled text (``Multigrams``; counts, so with errors of counts), at least
-                     ``PATTERNS`` of them
-    resting          attention on BOS: support >= ``THRESHOLD`` and above untrained heads
+    induction        attention on induction targets; and, as confirmation, the loss of repeated tokens rises when that attention
+    is
+                     cut, more than when other keys are, and also when what it brings is merely taken out (``InductionCut``)
+    previous token, current token, duplicate token, resting
+                     attention on the key
+    bracket          attention from the position before a closer to its opener above that to other openers, and effect on the
+                     closer above that on other tokens of its depth (``BracketScores``)
+    multigram        patterns memorised, more than with the head's own effects shifted along the text (``Multigrams``; counts, so
+                     with the errors of counts), at least ``PATTERNS`` of them
 
-Support is the share of the way from chance to perfect, ``(value - chance) / (1 - chance)``; untrained heads are exceeded where
-the value is ``Z_NEEDED`` of their sd above their mean. A head's role is the first of these, in this order, whose criteria all
-hold, except that of previous, current and duplicate token the one with the largest support goes first; "none" if there is none.
-Roles by attention to a stated key say most, so they come first; what a head memorised can be said of nearly every trained head
-that has no such target, so it comes late; resting says what a head does not do. The *runner-up* is the role the same rule gives
-with the first taken out.
+The bar of attention is the larger of support ``THRESHOLD``, the share of the way from chance to perfect, ``(value - chance) /
+(1 - chance)``, and ``Z_NEEDED`` sd above untrained heads' mean; for brackets it is ``BRACKET_BAR`` (for the effect 0), or
+untrained heads. A quantity or null that was not measured makes its role untestable, and a head is then never given it.
 
-*Confidence* is the share of ``draws`` in which the head keeps its role when every quantity is drawn anew from a normal law with
-its standard error (counts: Poisson). It is about sampling error alone: not about other thresholds, texts or definitions.
+A head's role is the first of these whose criteria all hold, in the order ``ROLES``, except that of previous, current and
+duplicate token the one with the largest support goes first; "none" if there is none. Roles by attention to a stated key say
+most, so they come first; what a head memorised can be said of nearly every trained head, so it comes late; resting says what a
+head does not do. The order matters where several roles hold (``holds`` says which): the *runner-up* is the role that the same
+rule gives with the first taken out.
+
+*Confidence* is the share of ``draws`` in which the head keeps its role when every quantity is drawn anew, on its own, from a
+normal law with its standard error (counts: Poisson). It is about the error of the examples alone: not about other thresholds,
+kinds of text or definitions.
 
 Source: role names of Wang et al. 2024 and Olsson et al. 2022; the rule ours.
 """
@@ -56,7 +59,7 @@ RIVALS = ROLES[1:4]
 
 @dataclass(frozen=True)
 class Criterion:
-    """A quantity of every head that must exceed a bar by ``Z_NEEDED`` of its errors.
+    """A quantity of every head that must exceed a bar by ``Z_NEEDED`` of its errors; one that is NaN does not.
 
     Attributes:
         value, stderr, bar: of one shape. least: what the value itself must reach.
@@ -66,7 +69,7 @@ class Criterion:
     value: np.ndarray
     stderr: np.ndarray
     bar: np.ndarray
-    least: np.ndarray
+    least: float = -np.inf
     count: bool = False
 
     def holds(self) -> Bool[np.ndarray, "*head"]:
@@ -78,17 +81,16 @@ class Criterion:
     def drawn(self, rng: np.random.Generator) -> "Criterion":
         """The same with its quantities drawn anew."""
         if self.count:
-            value, bar = (rng.poisson(np.nan_to_num(np.maximum(x, 0))).astype(float) for x in (self.value, self.bar))
+            value, bar = (rng.poisson(np.nan_to_num(np.maximum(x, 0))) + 0.0 * x for x in (self.value, self.bar))
             return replace(self, value=value, bar=bar)
-        moved = self.value + np.nan_to_num(self.stderr) * rng.standard_normal(self.value.shape)
-        return replace(self, value=moved)
+        return replace(self, value=self.value + np.nan_to_num(self.stderr) * rng.standard_normal(self.value.shape))
 
 
 def classify_functions(
     scores: "xr.Dataset",
     induction_cut: "xr.Dataset",
     multigrams: "xr.Dataset",
-    brackets: "xr.Dataset",
+    brackets: "xr.Dataset | None",
     *,
     draws: int = 500,
     seed: int = 0,
@@ -97,7 +99,8 @@ def classify_functions(
 
     Args:
         scores: of ``circuits.detect``. induction_cut, multigrams, brackets: of ``InductionCut``, ``Multigrams`` and
-            ``BracketScores``; all with the same heads, and with the same ``step`` or none.
+            ``BracketScores`` (None where there are no brackets to measure on); all with the same heads, and with the same
+            ``step`` or none.
         draws, seed: of the confidence.
 
     Returns:
@@ -110,11 +113,12 @@ def classify_functions(
     """
     import xarray as xr
 
-    given = {"scores": scores, "induction_cut": induction_cut, "multigrams": multigrams, "brackets": brackets}
+    given = {"scores": scores, "induction_cut": induction_cut, "multigrams": multigrams}
+    given |= {} if brackets is None else {"brackets": brackets}
     _check(given)
     dims = tuple(dim for dim in ("step", "layer", "head") if dim in scores.dims)
     criteria, support = evidence({name: data.transpose(*dims, ...) for name, data in given.items()})
-    measured = np.isfinite(np.stack([c.value for cs in criteria.values() for c in cs])).all(0)
+    measured = np.isfinite(np.stack([criteria[role][0].value for role in ATTENTION])).all(0)
     first, second = ranked(criteria, support)
     rng = np.random.default_rng([seed, 42])
     kept = np.zeros(first.shape)
@@ -152,26 +156,32 @@ def evidence(given: "Mapping[str, xr.Dataset]") -> tuple[dict[str, list[Criterio
         at = scores.sel(detector=detector)
         value, stderr, mean, sd = (at[name].values for name in ("value", "stderr", "null_mean", "null_sd"))
         chance = at["chance"].broadcast_like(at["value"]).transpose(*at["value"].dims).values
-        untrained = np.nan_to_num(mean + Z_NEEDED * sd, nan=-np.inf)  # without a null it cannot speak against a role
-        criteria[role] = [Criterion(value, stderr, chance, np.maximum(chance + THRESHOLD * (1 - chance), untrained))]
+        criteria[role] = [Criterion(value, stderr, np.maximum(chance + THRESHOLD * (1 - chance), mean + Z_NEEDED * sd))]
         support[role] = (value - chance) / (1 - chance)
     cut = given["induction_cut"]
     zero = np.zeros(cut["value"].shape)
     criteria["induction"] += [
-        Criterion(cut[name].values, cut[error].values, zero, zero)
-        for name, error in (("value", "stderr"), ("difference", "difference_stderr"))
+        Criterion(cut[name].values, cut[error].values, zero)
+        for name, error in (("value", "stderr"), ("removed", "removed_stderr"), ("difference", "difference_stderr"))
     ]
-    brackets = given["brackets"].sel(condition="all")
-    before = brackets.sel(query="before")
-    criteria["bracket"] = [
-        Criterion(before["value"].values, before["stderr"].values, zero, zero + BRACKET_BAR),
-        Criterion(brackets["effect"].values, brackets["effect_stderr"].values, zero, zero),
-    ]
-    support["bracket"] = before["value"].values
     number, null = given["multigrams"]["value"].values, given["multigrams"]["null_mean"].values
-    criteria["multigram"] = [Criterion(number, zero, np.nan_to_num(null), zero + PATTERNS, count=True)]
-    support["multigram"] = 1 - np.nan_to_num(null) / np.maximum(number, 1)
+    criteria["multigram"] = [Criterion(number, zero, null, PATTERNS, count=True)]
+    support["multigram"] = 1 - null / np.maximum(number, 1)
+    criteria["bracket"], support["bracket"] = [Criterion(zero + np.nan, zero, zero)], zero + np.nan
+    if "brackets" in given:
+        at = given["brackets"].sel(condition="all")
+        before = at.sel(query="before")
+        looks, helps = (
+            Criterion(x[name].values, x[f"{prefix}stderr"].values, np.maximum(bar, untrained(x, prefix)))
+            for x, name, prefix, bar in ((before, "value", "", BRACKET_BAR), (at, "effect", "effect_", 0.0))
+        )
+        criteria["bracket"], support["bracket"] = [looks, helps], looks.value
     return criteria, support
+
+
+def untrained(data: "xr.Dataset", prefix: str) -> Float[np.ndarray, "*head"]:
+    """``Z_NEEDED`` sd above the mean of untrained heads; NaN without that null."""
+    return data[f"{prefix}null_mean"].values + Z_NEEDED * data[f"{prefix}null_sd"].values
 
 
 def ranked(

@@ -2,9 +2,9 @@
 
 At query position ``q`` key ``k`` weighs ``w[k] = A[q, k] ||v_k W_O||`` (value biases included): attention times what it brings,
 which is small for a key that a head rests on (Kobayashi et al. 2020; Elhage et al. 2021). Weights of keys with the same token are
-added (over the ``HEAVIEST`` keys of a row), and as shares of the row's sum they lie in [0, 1]. The *sources* are the tokens,
-other than BOS and the query's own, with a share of at least ``min_share``: at most ``MAX_SOURCES``, the heaviest, each at its
-nearest position. With the query's own token, the destination, and the next one, out, they make a pattern
+added, and as shares of the row's sum they lie in [0, 1]. The *sources* are the tokens, other than BOS and the query's own, with a
+share of at least ``min_share``: at most ``MAX_SOURCES``, the heaviest, each at its nearest position. With the query's own
+token, the destination, and the next one, out, they make a pattern
 
     [far source ... near source ... destination -> out]
 
@@ -26,9 +26,10 @@ from circuits.models.protocol import pattern_name, value_name
 MAX_SOURCES = 2
 NONE = -1
 """Where a pattern has fewer sources."""
-HEAVIEST = 8
-"""Keys of a row that are looked at: with ``min_share`` of 1/8 or more none is missed."""
-LEAST_SHARE = 1 / HEAVIEST
+LEAST_SHARE = 0.1
+"""The least ``min_share``: below, so many tokens would be sources that patterns say nothing."""
+PIECE = 256
+"""Events whose rows are added up at a time."""
 
 COLUMNS = ("head", "example", "query", "far", "near", "far_gap", "near_gap", "destination", "out")
 """Of an event: who (``layer * n_heads + head``), where, the two sources, and how far before the destination they stand."""
@@ -78,29 +79,30 @@ def events(
             batch's first example in the corpus.
     """
     layer, head, example, query = chosen.nonzero(as_tuple=True)
+    n_heads, length = effect.shape[1], tokens.shape[1]
+    same = tokens[:, :, None] == tokens[:, None, :]
+    same[:, 0], same[:, :, 0] = False, False  # BOS is never a source
+    places = torch.arange(length)
+    # Where a key's token stands next; a key that stands no more up to the query represents its token.
+    following = torch.where(same & (places > places[:, None]), places, length).amin(-1)  # [example, key]
+    # Places come in the order of layers, so what is gathered layer by layer is in their order.
     rows = [w[example[layer == i], head[layer == i], query[layer == i]] for i, w in enumerate(weights)]
-    share, key = torch.cat(rows).topk(min(HEAVIEST, tokens.shape[1]), dim=-1)  # events are in order of layers
-    token = tokens[example[:, None], key]
-    token = torch.where(key == 0, NONE, token)  # BOS is never a source
+    weight = torch.cat(rows)  # [event, key]
+    share = torch.empty_like(weight)
+    for at in torch.arange(len(weight)).split(PIECE):
+        share[at] = torch.einsum("nk,nkj->nj", weight[at], same[example[at]].to(weight))
     own = tokens[example, query]
-
-    # Of keys with the same token the nearest stands for all, with their shares together.
-    same = token[:, :, None] == token[:, None, :]
-    total = (same * share[:, None]).sum(-1)
-    nearest = (same * key[:, None]).amax(-1)
-    represents = key == nearest
-    heavy = (total >= min_share) & represents & (token != NONE)
-    at_itself = (heavy & (key == query[:, None])).any(-1) | (heavy & (token == own[:, None])).any(-1)
-    source = heavy & (key < query[:, None]) & (token != own[:, None])
-    ranked = torch.where(source, total, -1.0).topk(min(MAX_SOURCES, total.shape[1]), dim=-1)
-    where = torch.where(ranked.values > 0, key.gather(1, ranked.indices), NONE).sort(-1).values  # far before near, NONE first
+    heavy = (share >= min_share) & (following[example] > query[:, None]) & (places <= query[:, None])
+    at_itself = (heavy & (tokens[example] == own[:, None])).any(-1)
+    source = heavy & (tokens[example] != own[:, None])
+    ranked = torch.where(source, share, -1.0).topk(min(MAX_SOURCES, length), dim=-1)
+    where = torch.where(ranked.values > 0, ranked.indices, NONE).sort(-1).values  # far before near, NONE first
     if where.shape[1] < MAX_SOURCES:
         where = torch.nn.functional.pad(where, (MAX_SOURCES - where.shape[1], 0), value=NONE)
     there = where != NONE
     sources = torch.where(there, tokens[example[:, None], where.clamp_min(0)], NONE)
     gaps = torch.where(there, query[:, None] - where, 0)
     carried = (there.any(-1) | at_itself).cpu()
-    n_heads = effect.shape[1]
     columns = torch.stack(
         [layer * n_heads + head, example + first_example, query, *sources.T, *gaps.T, own, tokens[example, query + 1]], dim=1
     ).cpu()

@@ -187,15 +187,15 @@ def _behaviour(run: Checkpoints, text: Text | None, ids: Any) -> list[Measure]:
 
 def roles_of(results: "Mapping[str, xr.Dataset]") -> "xr.Dataset | None":
     """The role of every head at the checkpoints that all measures behind it have; None where one is missing."""
-    if not set(ROLE_MEASURES.values()) <= results.keys():
+    given = {argument: results[name] for argument, name in ROLE_MEASURES.items() if name in results}
+    if not set(ROLE_MEASURES) - {"brackets"} <= given.keys():
         return None
-    given = {argument: results[name] for argument, name in ROLE_MEASURES.items()}
     steps = [set(data["step"].values[data["status"].values == "ok"].tolist()) for data in given.values()]
     common = sorted(set.intersection(*steps))
     if not common:
         return None
     at = {argument: data.sel(step=common) for argument, data in given.items()}
-    return classify_functions(at["scores"], at["induction_cut"], at["multigrams"], at["brackets"])
+    return classify_functions(at["scores"], at["induction_cut"], at["multigrams"], at.get("brackets"))
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,8 @@ def functions(
             first reason.
     """
     check_checkpoints(run)
-    measures = function_measures(run, (what,) if isinstance(what, str) else what)
+    what = (what,) if isinstance(what, str) else tuple(what)
+    measures = function_measures(run, what)
     if store is None:
         with tempfile.TemporaryDirectory() as folder:
             return functions(run, what, store=folder, workers=workers, progress=progress)

@@ -16,6 +16,7 @@ rounding; the twin by hooks is ``effects_by_hooks``, which also serves models th
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -24,8 +25,18 @@ from torch import Tensor
 
 from circuits.models.heads import Head
 from circuits.models.hooked import HookedTransformer, next_token_loss
-from circuits.models.interventions import Ablation, Norms, Patterns, ablated, donors, mean_z, recorded, replacement
-from circuits.models.protocol import check_model, check_tokens, device_of, norm_scale_names, resid_post_name, undisturbed, z_name
+from circuits.models.interventions import Ablation, Norms, Patterns, ablated, donors, held, mean_z, recorded, replacement
+from circuits.models.layers import is_heard
+from circuits.models.protocol import (
+    check_finite,
+    check_model,
+    check_tokens,
+    device_of,
+    norm_scale_names,
+    resid_post_name,
+    undisturbed,
+    z_name,
+)
 from circuits.models.stacked import effects_stacked
 
 EXAMPLES = 32
@@ -57,7 +68,8 @@ def head_effects(
 
     Args:
         model: of the protocol; ours goes fast. tokens: with BOS first. ablation: a name or an ``Ablation``.
-        direct: whether to measure direct effects too. reference: whose mean ``mean`` ablation takes (default: the tokens).
+        direct: whether to measure direct effects too. reference: whose mean ``mean`` ablation
+            takes (default: the other examples of the tokens).
 
     Raises:
         TypeError, ValueError: tokens that do not fit the model, an unknown ablation, one example for ``resample``, or a
@@ -67,21 +79,32 @@ def head_effects(
     """
     ablation = Ablation.named(ablation)
     check_model(model)
+    check_finite(model)
     fits = {"d_vocab": model.cfg.d_vocab, "n_ctx": model.cfg.n_ctx}
     check_tokens(tokens, **fits, min_length=2, needed_by="the effect of a head")
-    known = tokens if reference is None else reference
-    if ablation.kind == "mean":
-        check_tokens(known, **fits, needed_by="mean ablation")
-        if known.shape[1] < tokens.shape[1]:
-            raise ValueError(f"the reference has {known.shape[1]} positions and the tokens {tokens.shape[1]}: pass a longer one")
+    outputs = getattr(model.cfg, "d_vocab_out", model.cfg.d_vocab)
+    if int(tokens.max()) >= outputs:
+        raise ValueError(f"token {int(tokens.max())} has no logit, the model has d_vocab_out = {outputs}: it has no loss here")
+    if reference is not None:
+        if ablation.kind != "mean":
+            raise ValueError(f"a reference is for mean ablation, and this is {ablation.kind}: leave it out")
+        check_tokens(reference, **fits, needed_by="mean ablation")
+        if reference.shape[1] < tokens.shape[1]:
+            raise ValueError(
+                f"the reference has {reference.shape[1]} positions and the tokens {tokens.shape[1]}: pass a longer one"
+            )
+    elif ablation.kind == "mean" and len(tokens) < 2:
+        raise ValueError("mean ablation takes the mean over other examples and one was given: pass two or more, or a reference")
     given = donors(len(tokens), ablation.seed) if ablation.kind == "resample" else None
-    return _batches(model, tokens, ablation, direct, known, given)
+    return _batches(model, tokens.long(), ablation, direct, reference, given)
 
 
 def _batches(
-    model: Any, tokens: Tensor, ablation: Ablation, direct: bool, reference: Tensor, given: Tensor | None
+    model: Any, tokens: Tensor, ablation: Ablation, direct: bool, reference: Tensor | None, given: Tensor | None
 ) -> Iterator[Effects]:
-    mean = mean_z(model, reference[:, : tokens.shape[1]]) if ablation.kind == "mean" else None
+    known = tokens if reference is None else reference[:, : tokens.shape[1]]
+    mean = mean_z(model, known) if ablation.kind == "mean" else None
+    among = len(tokens) if reference is None else None
     device = device_of(model)
     for start in range(0, len(tokens), EXAMPLES):
         rows = slice(start, min(start + EXAMPLES, len(tokens)))
@@ -89,7 +112,7 @@ def _batches(
         for at in torch.arange(rows.start, rows.stop).split(batch_size(model)):
             part = tokens[at].to(device)
             donor = None if given is None else tokens[given[at]].to(device)
-            put = replacement(model, part, ablation.kind, mean=mean, donor=donor)
+            put = replacement(model, part, ablation.kind, mean=mean, donor=donor, examples=among)
             found.append(effects_of(model, part, put, patterns=ablation.patterns, norms=ablation.norms, direct=direct))
         loss, total, straight = zip(*found, strict=True)
         yield Effects(
@@ -112,7 +135,8 @@ def effects_of(
     direct: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Clean loss, total and direct effects where each head in turn gets the ``z`` that ``put`` has for it."""
-    way = effects_stacked if isinstance(model, HookedTransformer) else effects_by_hooks
+    fast = isinstance(model, HookedTransformer) and not is_heard(*model.hook_dict.values())  # hooks would see stacked streams
+    way = effects_stacked if fast else effects_by_hooks
     return way(model, tokens, put, patterns=patterns, norms=norms, direct=direct)
 
 
@@ -147,7 +171,7 @@ def _directly(model: Any, tokens: Tensor, head: Head, put: Float[Tensor, "batch 
     scales = norm_scale_names(model, depth) if norms == "frozen" else []
     clean = recorded(model, tokens, [z_name(head.layer), *scales])
     z = clean.pop(z_name(head.layer))[:, :, head.head]
-    hooks = [(name, lambda scale, hook: clean[hook.name]) for name in scales]
+    hooks: list[Any] = [(name, partial(held, clean[name])) for name in scales]
     with undisturbed(model):
         change = (put - z) @ model.blocks[head.layer].attn.W_O[head.head]
         with model.hooks(fwd_hooks=[*hooks, (resid_post_name(depth - 1), lambda resid, hook: resid + change)]):

@@ -4,7 +4,8 @@ A head writes ``z W_O`` into the residual stream, ``z [batch, pos, head, d_head]
 replaces ``z`` (value biases are part of it) and says what is kept of the clean run:
 
     kind       zero        z = 0
-               mean        z = its mean over the examples of a reference, position by position
+               mean        z = its mean over the examples of a reference, position by position; if those are the tokens
+                           themselves, over all other examples, so that nothing of an example's own is left
                resample    z = that of another example at the same position; who gives to whom is one seeded cycle
     patterns   recomputed  later heads attend as the changed stream makes them attend
                preserved   every pattern stays as it was in the clean run: only what values carry is lost
@@ -67,7 +68,7 @@ class Ablation:
         """
         if isinstance(name, Ablation):
             return name
-        if name not in ABLATIONS:
+        if not isinstance(name, str) or name not in ABLATIONS:
             raise ValueError(f"there is no ablation {name!r}; use {', '.join(ABLATIONS)}, or Ablation(kind, patterns, norms)")
         return ABLATIONS[name]
 
@@ -98,11 +99,17 @@ def recorded(model: Any, tokens: Int[Tensor, "batch pos"], names: Sequence[str])
     """The activations of these hook points in a run on ``tokens``."""
     kept: dict[str, Tensor] = {}
 
-    def keep(value: Tensor, hook: Any) -> None:
-        kept[hook.name] = value.detach().clone()  # a later hook may write into what it is given
+    def keep(value: Tensor, hook: Any, name: str) -> None:
+        # By the name asked for: a bridge's hook points have names of their own. A later hook may write into what it is given.
+        kept[name] = value.detach().clone()
 
-    with undisturbed(model), model.hooks(fwd_hooks=[(name, keep) for name in names]):
+    with undisturbed(model), model.hooks(fwd_hooks=[(name, partial(keep, name=name)) for name in names]):
         model(tokens, return_type=None)
+    return kept
+
+
+def held(kept: Tensor, value: Tensor, hook: Any) -> Tensor:
+    """A hook, once its first argument is given, that puts this activation in the place of what comes."""
     return kept
 
 
@@ -125,16 +132,21 @@ def replacement(
     *,
     mean: Float[Tensor, "layer pos head d_head"] | None = None,
     donor: Int[Tensor, "batch pos"] | None = None,
+    examples: int | None = None,
 ) -> Float[Tensor, "layer batch pos head d_head"]:
     """What every head's ``z`` is replaced with on these tokens.
 
     Args:
         mean: of ``mean_z``, for kind ``mean``. donor: the donors' tokens, for kind ``resample``.
+        examples: how many the mean is over, if the tokens are among them: each is then left out of its own mean.
     """
     layers = range(model.cfg.n_layers)
     if kind == "mean":
         assert mean is not None  # head_effects gives it
-        return mean[:, None].expand(-1, len(tokens), -1, -1, -1)
+        if examples is None:
+            return mean[:, None].expand(-1, len(tokens), -1, -1, -1)
+        own = recorded(model, tokens, [z_name(layer) for layer in layers])
+        return torch.stack([(examples * mean[layer] - own[z_name(layer)]) / (examples - 1) for layer in layers])
     if kind == "resample":
         assert donor is not None
         given = recorded(model, donor, [z_name(layer) for layer in layers])
@@ -172,7 +184,7 @@ def ablated(
                 z[:, :, head.head] = put[layer, :, :, head.head]
         return z
 
-    hooks: list[tuple[str, Callable[..., Tensor]]] = [(name, lambda value, hook: clean[hook.name]) for name in clean]
+    hooks: list[tuple[str, Callable[..., Tensor]]] = [(name, partial(held, clean[name])) for name in clean]
     hooks += [(z_name(layer), partial(replace, layer=layer)) for layer in {head.layer for head in heads}]
     with undisturbed(model), model.hooks(fwd_hooks=hooks):
         yield

@@ -95,7 +95,7 @@ def profile_bars(profile: "xr.Dataset", heads: Sequence[Head], *, axes: "Sequenc
 
 
 def _stacked(places: np.ndarray, effect: np.ndarray, colours: Sequence[str]) -> Any:
-    """Bars at these places of the parts ``effect [place, part]``: what is positive stacked up from zero, what is negative down."""
+    """Bars of the parts ``effect [place, part]`` at these places: positive ones stacked up from zero, negative ones down."""
     from matplotlib.collections import PolyCollection
 
     top = np.where(effect > 0, np.maximum(effect, 0).cumsum(1), np.minimum(effect, 0).cumsum(1))

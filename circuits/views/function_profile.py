@@ -54,11 +54,12 @@ def largest_kinds(head: Head, here: "xr.Dataset") -> str:
     share = here["value"].values
     if not np.isfinite(share).any():
         return said
-    chance, low, high = (here[name].values for name in ("chance", "low", "high"))
-    first = np.argsort(-np.nan_to_num(share - chance, nan=-np.inf), kind="stable")[:2]
+    first = np.argsort(-np.nan_to_num(share - here["chance"].values, nan=-np.inf), kind="stable")[:2]
     each = "; ".join(
-        f"{kind_name(str(here['kind'].values[i]))} {decimal(share[i], 2)} [{decimal(low[i], 2)}, {decimal(high[i], 2)}], "
-        f"chance {decimal(chance[i], 2)}"
+        "{} {} [{}, {}], chance {}".format(
+            kind_name(str(here["kind"].values[i])),
+            *(decimal(float(here[name].values[i]), 2) for name in ("value", "low", "high", "chance")),
+        )
         for i in first
     )
     return f"{said} ({each})"
@@ -87,7 +88,7 @@ def shares_table(end: "xr.Dataset", kinds: Sequence[str], step: int) -> Markup:
         (*head, *names), rows, numeric=range(1, len(rows[0])), shades=shades,
         caption=f"Step {count(step)}, {count(float(end['n'].sum()))} tokens. Effect: nats per token ± standard error. Direct: "
         "the same if later layers did not notice; self-repair: direct less effect, positive where later layers make up for "
-        "the head, negative where they build on it, 0 in the last layer. Then the share of the effect that goes to each kind, its "
-        "95% interval (bootstrap over blocks of text), and z against kinds shifted along the text. Chance is the share of tokens, last line; darker: above chance. –: the effect "
-        "does not exceed zero by two standard errors.",
+        "the head, negative where they build on it, 0 in the last layer. Then the share of the effect that goes to each kind, "
+        "its 95% interval (bootstrap over blocks of text), and z against kinds shifted along the text. Chance is the share of "
+        "tokens, last line; darker: above chance. –: the effect does not exceed zero by two standard errors.",
     )  # fmt: skip

@@ -5,11 +5,12 @@ them together would take many minutes over a whole run, so the report computes m
 reads what the store has beyond that.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from markupsafe import Markup
 
-from circuits.dynamics.functions import function_measures
+from circuits.dynamics.functions import ROLE_MEASURES, function_measures
 from circuits.models.checkpoints import Checkpoints
 from circuits.results import Measure
 from circuits.views.html import paragraph
@@ -56,6 +57,13 @@ def available(run: Checkpoints, *names: str) -> tuple[dict[str, Measure], dict[s
         if name not in found
     }
     return {name: found[name] for name in names if name in found}, lacking
+
+
+def not_measured(run: Checkpoints, parts: Iterable[str]) -> dict[str, str]:
+    """The measures of these parts of ``function_measures`` that a run has nothing for, and why."""
+    parts = set(parts)
+    names = [name for name, (part, _) in PLAN.items() if part in parts or ("roles" in parts and name in ROLE_MEASURES.values())]
+    return available(run, *names)[1]
 
 
 def wanted(run: Checkpoints, *names: str) -> list[Wanted]:

@@ -81,7 +81,7 @@ def test_batches_do_not_matter_and_donors_are_the_corpus_own():
         ablation = ABLATIONS[name]
         mean = mean_z(model, tokens) if ablation.kind == "mean" else None
         donor = tokens[donors(len(tokens), 0)] if ablation.kind == "resample" else None
-        put = replacement(model, tokens, ablation.kind, mean=mean, donor=donor)
+        put = replacement(model, tokens, ablation.kind, mean=mean, donor=donor, examples=len(tokens))
         whole = effects_by_hooks(model, tokens, put, patterns=ablation.patterns)
         torch.testing.assert_close(torch.cat([e.total for e in found], 2), whole[1], rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(torch.cat([e.direct for e in found], 2), whole[2], rtol=1e-9, atol=1e-9)
@@ -164,6 +164,25 @@ def test_pattern_preserving_ablation_subtracts_every_path_through_the_head(n_lay
             torch.testing.assert_close(total[layer, h], without, rtol=1e-8, atol=1e-8)
 
 
+def test_the_mean_of_others_leaves_nothing_of_an_example_itself():
+    """With two examples each gets the other's output; against a reference, that one's mean."""
+    model, tokens = make(attn_only=True), text(examples=2, length=6)
+    own = replacement(model, tokens, "mean", mean=mean_z(model, tokens), examples=2)
+    torch.testing.assert_close(own, replacement(model, tokens, "resample", donor=tokens.flip(0)))
+    swapped = next(iter(head_effects(model, tokens, "mean"))).total
+    resampled = next(iter(head_effects(model, tokens, "resample"))).total
+    torch.testing.assert_close(swapped, resampled, rtol=1e-9, atol=1e-9)
+
+
+def test_hooks_on_the_model_are_heard_in_every_pass():
+    model, tokens = make(attn_only=True), text(examples=2, length=6)
+    put = replacement(model, tokens, "zero")
+    with model.hooks(fwd_hooks=[("blocks.1.attn.hook_z", lambda z, hook: 0.5 * z)]):
+        heard = effects_of(model, tokens, put)
+        literal = effects_by_hooks(model, tokens, put)
+    assert all(torch.equal(a, b) for a, b in zip(heard, literal, strict=True))
+
+
 def test_live_norms_give_something_else():
     """The control: under live norms the path terms of the head are not all that changes."""
     model, tokens = make(attn_only=True), text(examples=2, length=6)
@@ -179,6 +198,9 @@ def test_live_norms_give_something_else():
         (lambda m, t: head_effects(m, t, "half"), "there is no ablation 'half'; use zero, mean, resample, pattern_preserving"),
         (lambda m, t: head_effects(m, t[:1], "resample"), "from another example and one was given"),
         (lambda m, t: head_effects(m, t, "mean", reference=t[:, :4]), "the reference has 4 positions and the tokens 10"),
+        (lambda m, t: head_effects(m, t[:1], "mean"), "the mean over other examples and one was given"),
+        (lambda m, t: head_effects(m, t, reference=t), "a reference is for mean ablation, and this is zero"),
+        (lambda m, t: head_effects(make(attn_only=True, d_vocab_out=5), t), "has no logit, the model has d_vocab_out = 5"),
         (lambda m, t: head_effects(m, t[:, :1]), "1 tokens, the effect of a head needs at least 2"),
         (lambda m, t: Ablation("one"), "kind='one': need 'zero' or 'mean' or 'resample'"),
         (lambda m, t: Ablation(seed=-1), "seed=-1"),

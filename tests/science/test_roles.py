@@ -38,10 +38,10 @@ def text() -> Tensor:
 
 def roles(model: HookedTransformer) -> xr.Dataset:
     return classify_functions(
-        AttentionScores(examples=8, null_seeds=0)(model),
+        AttentionScores(examples=8, null_seeds=1)(model),
         InductionCut(examples=8)(model),
-        Multigrams(text(), nulls=("shuffled",))(model),
-        BracketScores(BRACKETS, null_seeds=0)(model),
+        Multigrams(text(), nulls=("shifted",))(model),
+        BracketScores(BRACKETS, null_seeds=1)(model),
         draws=50,
     )
 
@@ -100,7 +100,7 @@ def test_induction_attention_that_does_nothing_is_no_induction():
 
 def test_a_missing_checkpoint_has_no_role_and_other_heads_are_refused():
     model = planted_model(d_vocab=D_VOCAB)
-    scores = AttentionScores(examples=4, groups=4, null_seeds=0)(model)
+    scores = AttentionScores(examples=4, groups=4, null_seeds=1)(model)
     cut, grams = InductionCut(examples=4, groups=4)(model), Multigrams(text(), nulls=())(model)
     brackets = BracketScores(BRACKETS, null_seeds=0)(model)
     gone = scores.copy(deep=True)
@@ -112,3 +112,13 @@ def test_a_missing_checkpoint_has_no_role_and_other_heads_are_refused():
         classify_functions(scores, cut, grams, cut)
     with pytest.raises(TypeError, match="multigrams is a int"):
         classify_functions(scores, cut, 3, brackets)  # type: ignore[arg-type]
+
+
+def test_what_was_not_measured_gives_no_role():
+    """Without a null no role; without brackets no bracket, and the others as before."""
+    model = planted_model(d_vocab=D_VOCAB)
+    cut, grams = InductionCut(examples=4, groups=4)(model), Multigrams(text(), nulls=())(model)
+    bare = classify_functions(AttentionScores(examples=4, groups=4, null_seeds=0)(model), cut, grams, None, draws=10)
+    assert set(bare.role.values.ravel()) == {NONE}
+    with_null = classify_functions(AttentionScores(examples=4, groups=4, null_seeds=1)(model), cut, grams, None, draws=10)
+    assert str(with_null.role.values[1, 0]) == "induction" and not with_null.holds.sel(role_name=["bracket", "multigram"]).any()

@@ -90,16 +90,20 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "losses of one checkpoint": (lambda: loss_pca(TokenLosses({"a": IDS})(model())), ValueError, "with its step axis"),
     "no tokens for positions": (lambda: PositionAblation({}), ValueError, "no tokens were given"),
     "kinds of another text": (
-        lambda: FunctionProfile(IDS.repeat(2, 1), torch.zeros(2, 5).long()),
+        lambda: FunctionProfile(IDS.repeat(16, 1), torch.zeros(16, 5).long()),
         ValueError,
-        r"kinds are \(2, 5\), need one for each predicted token, \(2, 7\)",
+        r"kinds are \(16, 5\), need one for each predicted token, \(16, 7\)",
     ),
     "unknown kinds": (
-        lambda: FunctionProfile(IDS.repeat(2, 1), torch.full((2, 7), 9)),
+        lambda: FunctionProfile(IDS.repeat(16, 1), torch.full((16, 7), 9)),
         ValueError,
         "kinds run from 9 to 9, names has 7",
     ),
-    "a profile of one example": (lambda: FunctionProfile(IDS, torch.zeros(1, 7).long()), ValueError, "needs 2 examples or more"),
+    "a profile of one example": (
+        lambda: FunctionProfile(IDS, torch.zeros(1, 7).long()),
+        ValueError,
+        "needs 16 examples for its errors and 1 were given",
+    ),
     "in-context ablation of one example": (
         lambda: InContextAblation(torch.zeros(1, 20).long()),
         ValueError,

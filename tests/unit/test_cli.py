@@ -293,3 +293,57 @@ def test_weights_that_nothing_can_be_measured_of_are_refused(elsewhere, tiny):
     tiny.run(elsewhere / "run", steps=(0,), changes={"embed.W_E": torch.full((11, 8), torch.nan)})
     assert_refused(invoke("weights", "run", "--workers", 0), "NaN or infinite weights")
     assert not (elsewhere / "reports" / "run" / "weights.nc").exists()
+
+
+def test_detect_measures_attention_unless_told_otherwise(elsewhere, opened, monkeypatch):
+    import xarray as xr
+
+    data = xr.Dataset({"value": ("step", [1.0])}, coords={"step": [0]})
+    score = replace(monkeypatch, "circuits.dynamics.detect", "detect", Calls(data))
+    everything = replace(monkeypatch, "circuits.dynamics.functions", "functions", Calls(error=AssertionError()))
+    for args in ((), ("--what", "attention")):
+        result = invoke("detect", "run", "--workers", 0, *args)
+        assert (result.exit_code, result.stdout, result.stderr) == (0, "reports/run/detect.nc\n", "")
+    assert len(score) == 2 and not everything
+    assert [str(value) for value in score[0][1].values()] == ["reports/run/store", "0"]
+    with xr.open_dataset("reports/run/detect.nc", engine="h5netcdf") as found:
+        assert list(found.data_vars) == ["value"], "the file it has always written"
+
+
+def test_detect_measures_what_is_asked_and_names_what_is_absent(elsewhere, opened, monkeypatch):
+    import xarray as xr
+
+    from circuits.dynamics.functions import WHAT, Functions
+
+    data = xr.Dataset({"value": ("step", [1.0])}, coords={"step": [0]})
+    found = Functions("run", {"one": data}, {"two": "it has\nno tokens"})
+    calls = replace(monkeypatch, "circuits.dynamics.functions", "functions", Calls(found))
+    replace(monkeypatch, "circuits.views.function_wanted", "not_measured", Calls({"three": "it needs a text"}))
+    result = invoke("detect", "run", "--what", "effects, roles,effects", "--out", "here.nc", "--store", "cache", "--workers", 3)
+    assert (result.exit_code, result.stdout) == (0, "here.nc\n")
+    said = ["two has no data: it has no tokens", "three has no data: it needs a text"]
+    assert result.stderr == "".join(f"circuits: {line}\n" for line in said)
+    assert invoke("detect", "run", "--what", "all").exit_code == 0
+    assert invoke("detect", "run", "--what", "attention,brackets").exit_code == 0
+    assert [call[0][1] for call in calls] == [["effects", "roles"], list(WHAT), ["attention", "brackets"]]
+    assert [str(value) for value in calls[0][1].values()] == ["cache", "3"]
+    with xr.open_dataset("here.nc", engine="h5netcdf") as data:
+        assert json.loads(data.attrs["absent"]) == {"two": "it has\nno tokens"} and "one_value" in data
+
+
+def test_detect_refuses_what_it_does_not_know_before_any_work(elsewhere, opened):
+    choices = "attention, behaviour, effects, multigrams, brackets, roles, several with commas, or all"
+    assert_refused(invoke("detect", "run", "--what", "effects,rolls"), "--what has 'rolls'", choices)
+    assert not opened and list(elsewhere.iterdir()) == []
+
+
+def test_detect_of_a_run_without_text_names_what_it_leaves_out(elsewhere, tiny):
+    import xarray as xr
+
+    tiny.run(elsewhere / "run", steps=(0,))
+    result = invoke("detect", "run", "--what", "behaviour", "--workers", 0)
+    assert (result.exit_code, result.stdout) == (0, "reports/run/detect.nc\n"), result.stderr
+    assert "circuits: predictor_loss has no data: it needs training text" in result.stderr
+    with xr.open_dataset("reports/run/detect.nc", engine="h5netcdf") as data:
+        assert json.loads(data.attrs["measures"]) == ["copying_scores"]
+    assert_refused(invoke("detect", "run", "--what", "effects", "--workers", 0), "neither text nor tokenizer")

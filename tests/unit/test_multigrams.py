@@ -2,6 +2,7 @@
 
 import tracemalloc
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from circuits.detectors import event_store
 from circuits.detectors.event_store import EventStore
 from circuits.detectors.multigram_measure import Multigrams
-from circuits.detectors.multigrams import KEY, MultigramRule, found_patterns, held_out, memorised, occurrences
+from circuits.detectors.multigrams import KEY, HeldOut, MultigramRule, found_patterns, held_out, memorised, occurrences
 from circuits.detectors.sources import COLUMNS, NONE, Events, events, repeats_in_context, value_weights
 from circuits.models.hooked import HookedTransformer
 
@@ -133,17 +134,21 @@ def test_held_out_sums_are_means_and_cluster_errors(tmp_path: Path):
     assert sums.positive == pytest.approx((np.maximum(effect[:, 5:], 0) * usable).sum((1, 2)), rel=1e-5)
 
 
-def test_memorised_needs_examples_size_and_certainty(tmp_path: Path):
-    sums = held_out_of(n=[3, 2, 3, 3], effect=[3.0, 2.0, 0.6, 3.0], squares=[3.0, 2.0, 0.12, 9.0])
-    assert memorised(sums, MultigramRule(threshold=0.5)).tolist() == [True, False, False, False]
+@pytest.mark.parametrize(("usual", "expected"), [(0.0, [True, False, False, False]), (0.9, [False] * 4)])
+def test_memorised_needs_examples_size_and_certainty(usual: float, expected: list[bool]):
+    """Effects 1.1 .9 1.0 | 1 1 | .2 .2 .2 | 3 0 0: too few examples, too small, too uncertain; and all no more than usual."""
+    effects = [[1.1, 0.9, 1.0], [1.0, 1.0], [0.2, 0.2, 0.2], [3.0, 0.0, 0.0]]
+    count, total, squares = (np.array([f(e) for e in effects], float) for f in (len, sum, lambda e: sum(x * x for x in e)))
+    places, zero = np.full(1, 100.0), np.zeros(1)
+    sums = HeldOut(count, count, total, squares, total, count, total, zero, zero, usual * places, zero, places)
+    assert memorised(sums, np.zeros(4, int), MultigramRule(threshold=0.5)).tolist() == expected
+    # With 3 examples the quantile at .0228 is 4.53 standard errors, .058 each.
+    assert memorised(sums_at(sums, 1.0 - 4.4 * 0.0577), np.zeros(4, int), MultigramRule(threshold=0.5)).tolist() == [False] * 4
 
 
-def held_out_of(n: list[int], effect: list[float], squares: list[float]):
-    """Sums over as many examples as occurrences, one each."""
-    from circuits.detectors.multigrams import HeldOut
-
-    count, total = np.array(n, float), np.array(effect)
-    return HeldOut(count, count, total, np.array(squares), total, count, total, np.zeros(1), np.zeros(1))
+def sums_at(sums: HeldOut, usual: float) -> HeldOut:
+    """The same with another usual effect of the head."""
+    return replace(sums, net=usual * sums.places)
 
 
 def test_pairs_that_stood_earlier_are_repeats():
@@ -160,6 +165,12 @@ def test_sources_carry_the_weight_and_equal_tokens_add_up():
     effect[0, 0, 0, 3] = 1.5
     found = events([weight], tokens, effect, effect > 0, min_share=0.25)
     assert found.columns.tolist() == [[0, 0, 3, NONE, 2, 0, 1, 1, 3]] and found.effect.tolist() == [1.5]
+    spread = torch.tensor([[0, 1, 1, 1, 1, 2, 3]])  # .6 on token 1, spread over four places
+    weight = torch.zeros(1, 1, 7, 7)
+    weight[0, 0, 5, :6] = torch.tensor([0.2, 0.15, 0.15, 0.15, 0.15, 0.2])
+    effect = torch.zeros(1, 1, 1, 6)
+    effect[0, 0, 0, 5] = 1.0
+    assert events([weight], spread, effect, effect > 0, min_share=0.5).columns.tolist() == [[0, 0, 5, NONE, 1, 0, 1, 2, 3]]
     longer = torch.tensor([[0, 1, 2, 1, 3, 4]])
     weight = torch.zeros(1, 1, 6, 6)
     weight[0, 0, 4] = torch.tensor([0.2, 0.2, 0.3, 0.3, 0.0, 0.0])
@@ -209,8 +220,9 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, monkeypatch: pytes
     [
         (lambda: Multigrams(TOKENS[:4]), "the corpus has 4 examples.*recur in 3 of each half: 2 more are needed"),
         (lambda: Multigrams(TOKENS, k=0), "k=0"),
-        (lambda: Multigrams(TOKENS, nulls=("none",)), "there are shuffled, untrained"),
+        (lambda: Multigrams(TOKENS, nulls=("none",)), "there are shifted, shuffled, untrained"),
         (lambda: MultigramRule(threshold=0), "threshold=0"),
+        (lambda: MultigramRule(threshold="0.5"), "threshold='0.5': need a number"),
         (lambda: MultigramRule(min_share=0.01), "min_share=0.01"),
         (lambda: MultigramRule(min_examples=1), "min_examples=1"),
         (lambda: MultigramRule(ablation="most"), "there is no ablation 'most'"),

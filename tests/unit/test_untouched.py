@@ -54,7 +54,7 @@ MEASURES: dict[str, Callable[[Any], Any]] = {
     ),
     "mean_z": lambda m: mean_z(m, TOKENS),
     "Multigrams": Multigrams(TEXT),
-    "FunctionProfile": FunctionProfile(TEXT, torch.zeros(8, 23).long()),
+    "FunctionProfile": FunctionProfile(TEXT.repeat(2, 1), torch.zeros(16, 23).long(), shifts=2, draws=100),
     "InductionCut": InductionCut(examples=4, groups=2),
     "InContextAblation": InContextAblation(TEXT),
     "CopyingScores": CopyingScores(examples=4, groups=2, null_seeds=1),

@@ -104,9 +104,10 @@ def add_lost(rows: list[list[Any]], shades: list[list[float]], lost: "xr.Dataset
         shade.append(max(0.0, float(here["value"])) / max(abs(clean), 1e-9))
     for row in rows[len(shades) :]:
         row.append("0" if row[0] == "chance" else "–")
+    score = with_error(clean, float(lost["clean_stderr"]))
     return (
-        f" In-context learning lost: how much the in-context score (late minus early loss, {with_error(clean, float(lost['clean_stderr']))} "
-        "nats on this text) rises towards 0 when the head is ablated with all patterns kept; z against the other heads of its layer."
+        f" In-context learning lost: how much the in-context score (late minus early loss, {score} nats on this text) rises "
+        "towards 0 when the head is ablated with all patterns kept; z against the other heads of its layer."
     )
 
 

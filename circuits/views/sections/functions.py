@@ -69,7 +69,7 @@ def roles(results: Results) -> list[Markup]:
             "heads. <b>Induction</b> also needs a cause: the loss of repeated tokens rises when attention to the targets is "
             "cut, more than when other keys are. <b>Bracket</b>: attention to the opener above that to other openers by {}, "
             "and an effect on the closer above that on other tokens of its depth. <b>Multigram</b>: at least {} memorised "
-            "patterns, more than on shuffled text.",
+            "patterns, more than by its null (the head’s effects moved along the text).",
             ", ".join(ROLES), decimal(Z_NEEDED, 0), THRESHOLD, BRACKET_BAR, PATTERNS,
         ),
         Markup('<div class="headline">{}</div>').format(counted(here, step)),
@@ -101,8 +101,8 @@ def dated(found: Sequence[int], results: Results) -> Markup:
     partly = (
         ""
         if len(found) == len(steps)
-        else f"Patterns were counted at {count(len(found))} of them, which dates no multigram or resting head: those need counts "
-        f"at several, the others ({', '.join(DECIDED)}) hold whatever the count. "
+        else f"Memorised patterns were counted at {count(len(found))} of them alone; elsewhere a head can be told to be one of "
+        f"{', '.join(DECIDED)}, but not which of multigram, resting and none, so not all of these are dated. "
     )
     return paragraph(
         "A role emerged between the two measured checkpoints between which it became, for good, what it is at the end; what it "
@@ -115,23 +115,27 @@ def dated(found: Sequence[int], results: Results) -> Markup:
 
 def role_row(head: Head, here: "xr.Dataset", when: "xr.Dataset", data: Results) -> tuple[Any, ...]:
     role = str(here["role"].values)
-    name = role if role in (NONE, NOT_MEASURED) else Markup("<b>{}</b>").format(role)
-    confidence = decimal(float(here["confidence"]), 2)
+    name = role if role in (NONE, NOT_MEASURED) else Markup("<b>{}</b>").format(unbroken(role))
     return (
         Markup("<b>{}</b>").format(head),
         name,
         why(role, {argument: at(found, head) for argument, found in data.items()}),
-        str(here["runner_up"].values),
-        confidence,
+        unbroken(str(here["runner_up"].values)),
+        decimal(float(here["confidence"]), 2),
         emergence_text(when),
     )
+
+
+def unbroken(role: str) -> str:
+    """A role on one line of a narrow column."""
+    return role.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def why(role: str, data: Results) -> str:
     """The quantities that a role rests on, in words."""
     if role == "multigram":
         here = data["multigrams"]
-        return f"{patterns_text(here)} memorised; on shuffled text {decimal(float(here['null_mean']), 0)}"
+        return f"{patterns_text(here)} memorised; by the null {decimal(float(here['null_mean']), 0)}"
     if role == "bracket":
         here = data["brackets"].sel(condition="all")
         before = with_error(float(here["value"].sel(query="before")), float(here["stderr"].sel(query="before")))
@@ -176,14 +180,14 @@ def evidence_table(here: "xr.Dataset", data: Results, step: int) -> Markup:
         )
         cells = {role: score_cell(of["scores"].sel(detector=detector)) for role, detector in ATTENTION.items()}
         cut, bracket, number = of["induction_cut"], of["brackets"].sel(condition="all"), float(of["multigrams"]["value"])
-        shuffled = float(of["multigrams"]["null_mean"])
+        null = float(of["multigrams"]["null_mean"])
         ordered = [
             (cells["induction"], support["induction"]),
             (two_lines(float(cut["difference"]), float(cut["difference_stderr"])), float(cut["difference"])),
             *((cells[role], support[role]) for role in middle),
             (score_cell(bracket.sel(query="before")), support["bracket"]),
             (two_lines(float(bracket["effect"]), float(bracket["effect_stderr"])), float(bracket["effect"])),
-            (TWO_LINES.format(decimal(number, 0), f"shuffled {decimal(shuffled, 0)}"), (number - shuffled) / most),
+            (TWO_LINES.format(decimal(number, 0), f"null {decimal(null, 0)}"), (number - null) / most),
             (cells["resting"], support["resting"]),
         ]
         bold = Markup("<b>{}</b>")
@@ -212,7 +216,8 @@ def levels(data: Results, middle: Sequence[str]) -> list[tuple[Any, ...]]:
         for role, detector in ATTENTION.items()
     }
     before = (bracket[name].sel(query="before") for name in ("null_mean", "null_sd"))
-    patterns = decimal(float(data["multigrams"]["untrained_value"].mean()), 1)
+    grams = data["multigrams"]
+    patterns = decimal(float(grams["untrained_value"].mean()), 1) if "untrained_value" in grams else "–"
     effect = null_of(bracket["effect_null_mean"], bracket["effect_null_sd"])
     return [
         ("chance", chance["induction"], "0", *(chance[role] for role in middle), "0", "0", "–", chance["resting"]),

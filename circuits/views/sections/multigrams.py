@@ -1,11 +1,11 @@
 """Memorised patterns: how many n-grams and skip-n-grams each head holds, the strongest of them, and where they stood in text."""
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
 
-from circuits.detectors.multigram_measure import NULLS
 from circuits.detectors.pattern_statistics import KEYS, pattern_statistics
 from circuits.detectors.sources import NONE
 from circuits.dynamics.functions import table_of
@@ -15,7 +15,7 @@ from circuits.views.cells import at, heads_of
 from circuits.views.formation import last_measured
 from circuits.views.function_figures import order_name
 from circuits.views.function_wanted import available, left_out, wanted
-from circuits.views.html import count, decimal, paragraph, shortened, spread, table, token_labels, with_error
+from circuits.views.html import count, decimal, paragraph, shortened, spread, table, token_labels, with_error, z_score
 from circuits.views.passages import legend, passage, places_of
 from circuits.views.sections import Results, Section, Wanted
 
@@ -27,6 +27,12 @@ HEADS, ROWS, EXAMPLES = 4, 8, 2
 """Heads whose patterns are listed, patterns of each, and patterns of each that are shown in text."""
 LONGEST_LABEL = 24
 CODE = Markup("<code>{}</code>")
+NULL_NAMES = {"shifted": "effects shifted", "shuffled": "shuffled text", "untrained": "untrained"}
+NULL_MEANINGS = {
+    "shifted": "the head’s own effects, moved along each sequence by a random distance",
+    "shuffled": "text whose tokens are shuffled within each sequence",
+    "untrained": "a model that never learned",
+}
 
 
 def measures(run: Checkpoints) -> list[Wanted]:
@@ -52,14 +58,17 @@ def render(run: Checkpoints, results: Results) -> str:
 
 
 def meaning(found: "xr.Dataset") -> Markup:
+    """What a pattern is and when it counts as memorised, with the thresholds that were used."""
+    rule = json.loads(found.attrs["config"])["rule"]
     return paragraph(
-        "A pattern [far … near … destination → out] is found where ablating the head costs at least half a nat, from the tokens "
+        "A pattern [far … near … destination → out] is found where ablating the head costs at least {} nats, from the tokens "
         "that carried the effect (value-weighted attention), on one half of {} held-out sequences; what repeats the context is "
-        "set aside, since induction could do it. It is <b>memorised</b> if on the other half, wherever it occurs, the head’s "
-        "effect exceeds zero by two standard errors. The number is a lower bound: patterns too rare for the text are not "
-        "counted, so compare it at one size of text only.",
-        count(int(found.attrs.get("n_examples", 0))),
-    )
+        "set aside, since induction could do it. It is <b>memorised</b> if on the other half it occurs in at least {} sequences "
+        "and, wherever it occurs, the head’s mean effect there is at least {} nats and exceeds the head’s mean effect by two "
+        "standard errors. The number is a lower bound: patterns too rare for the text are not counted, so compare it at one "
+        "size of text only.",
+        rule["threshold"], count(int(found.attrs.get("n_examples", 0))), rule["min_examples"], rule["threshold"] / 2,
+    )  # fmt: skip
 
 
 def shown_heads(end: "xr.Dataset") -> list[Head]:
@@ -69,7 +78,8 @@ def shown_heads(end: "xr.Dataset") -> list[Head]:
 
 
 def counts_table(end: "xr.Dataset", step: int) -> Markup:
-    """Every head that has memorised something here or under a null: the count beside its nulls, and the share of its effect."""
+    """Every head that has memorised something: the count beside its nulls, and the share of its effect."""
+    nulls = [null for null in NULL_NAMES if f"{null}_value" in end]
     rows, none = [], []
     for head in heads_of(end):
         here = at(end, head)
@@ -79,24 +89,28 @@ def counts_table(end: "xr.Dataset", step: int) -> Markup:
             continue
         cells = [
             f"{decimal(number, 0)} ± {spread(float(here['stderr']), 1)}",
-            *(decimal(float(here[f"{null}_value"]), 0) for null in NULLS),
+            *(decimal(float(here[f"{null}_value"]), 0) for null in nulls),
+            z_score(float(here["z"])),
+            decimal(float(here["with_source"]), 0),
             count(float(here["found"])),
             with_error(float(here["share"]), float(here["share_stderr"])),
-            *(decimal(float(here[f"{null}_share"])) for null in NULLS),
+            decimal(float(here["share_chance"])),
         ]
         rows.append((number, head, (Markup("<b>{}</b>").format(head), *cells)))
     rows.sort(key=lambda row: (-row[0], row[1]))
+    meanings = "; ".join(f"{name}: {NULL_MEANINGS[null]}" for null, name in NULL_NAMES.items() if null in nulls)
+    columns = ("head", "memorised", *(NULL_NAMES[null] for null in nulls), "z", "with a source", "recurring", "share of effect",
+               "its chance")  # fmt: skip
     made = table(
-        ("head", "memorised", "shuffled text", "untrained", "recurring", "share of effect", "shuffled", "untrained"),
+        columns,
         [row for _, _, row in rows],
-        caption=f"Step {count(step)}. Memorised: distinct patterns ± half the difference between the two halves as the one they "
-        "are found on; beside it the same procedure on text whose tokens are shuffled within each sequence, and on an untrained "
-        "model. Recurring: patterns found, before they are held to other text. Share: of the head’s positive effect, what lies "
-        "where patterns found on the other half occur.",
-        numeric=range(1, 8),
+        caption=f"Step {count(step)}. Memorised: distinct patterns ± the error of a count. The same procedure under nulls: "
+        f"{meanings}; z is against the first. With a source: those that are more than a bigram. Recurring: patterns found, "
+        "before they are held to other text. Share: of the head’s positive effect, what lies where patterns of the other half "
+        "occur; its chance, the share of places that they cover.",
+        numeric=range(1, len(columns)),
     )
-    said = paragraph("No pattern: {}.", ", ".join(none)) if none else Markup("")
-    return made + said
+    return made + (paragraph("No pattern: {}.", ", ".join(none)) if none else Markup(""))
 
 
 def reading(run: Checkpoints, step: int, heads: list[Head]) -> Markup:
@@ -110,8 +124,9 @@ def reading(run: Checkpoints, step: int, heads: list[Head]) -> Markup:
     )
     return paragraph(
         "Below, the heads with the most at step {} ({}), and of each the patterns with the largest total effect. "
-        "<em>Effect</em>: mean cost of ablating the head wherever the pattern occurs in the held-out text, ± standard error; "
-        "<em>others</em>: the same of the other heads of its layer, the null “is it this head?”; {} In the text: {}",
+        "<em>Effect</em>: mean cost of ablating the head wherever the pattern occurs in a half of the text that it was not found "
+        "on, ± standard error (– if it was found on neither half alone); <em>others</em>: the same of the other heads of its "
+        "layer, the null “is it this head?”; {} In the text: {}",
         count(step), ", ".join(map(str, heads)), Markup(trained), legend(),
     )  # fmt: skip
 
@@ -133,7 +148,7 @@ def patterns_of(run: Checkpoints, head: Head, here: "xr.Dataset", text: "Tensor 
         cells: list[Any] = [
             pattern_text({name: labels[name][i] for name in KEYS if ids[name][i] != NONE}, in_a_row),
             kind_of(sum(ids[name][i] != NONE for name in ("far", "near")), in_a_row),
-            with_error(float(one["pattern_effect"]), float(one["pattern_stderr"]), 2),
+            effect_text(float(one["pattern_effect"]), float(one["pattern_stderr"])),
             decimal(float(one["pattern_others"]), 2),
             count(float(one["occurrences"])),
         ]
@@ -173,10 +188,13 @@ def pattern_text(labels: dict[str, str], in_a_row: bool) -> Markup:
     return Markup("{} → {}").format(before, CODE.format(labels["out"]))
 
 
+def effect_text(value: float, stderr: float) -> str:
+    return with_error(value, stderr, 2) if np.isfinite(value) else "–"
+
+
 def trained_cells(here: "xr.Dataset") -> list[str]:
     """Frequency and lift of a pattern in the training text."""
-    value = float(here["value"])
-    lift = with_error(value, float(here["stderr"]), 2) if np.isfinite(value) else "–"
+    lift = effect_text(float(here["value"]), float(here["stderr"]))
     return [f"{count(float(here['hits']))} of {count(float(here['occasions']))}", lift]
 
 
