@@ -1,6 +1,6 @@
 """When the role of a head emerged: between which measured checkpoints it became, for good, what it is at the end.
 
-Roles need four measures at a checkpoint, and counting memorised patterns takes by far the longest. Where that alone is missing,
+Roles need several measures at a checkpoint, and counting memorised patterns takes by far the longest. Where that alone is missing,
 the rule of ``detectors/roles.py`` still tells the roles that come before "multigram": these hold whatever the count. A head with
 none of them is multigram, resting or none there, which is ``UNDECIDED``: enough to say that a head is not yet a previous-token
 head, too little to date a multigram head.
@@ -24,22 +24,22 @@ DECIDED = ROLES[: ROLES.index("multigram")]
 
 
 def roles_over_training(results: "Mapping[str, xr.Dataset]") -> "xr.DataArray | None":
-    """Roles at every checkpoint that has scores, cuts and brackets, ``UNDECIDED`` where only the count of patterns would tell.
+    """Roles at every checkpoint that has the other measures, ``UNDECIDED`` where only the count of patterns would tell.
 
     Args:
-        results: what the report measured, by name. None where one of the four measures is missing altogether.
+        results: what the report measured, by name. None where one of the measures is missing altogether; a run without brackets
+            has roles without them.
     """
-    if not set(ROLE_MEASURES.values()) <= results.keys():
+    given = {argument: results[name] for argument, name in ROLE_MEASURES.items() if name in results}
+    if not set(ROLE_MEASURES) - {"brackets"} <= given.keys():
         return None
-    given = {argument: results[name] for argument, name in ROLE_MEASURES.items()}
     measured = {name: set(data["step"].values[data["status"].values == "ok"].tolist()) for name, data in given.items()}
     counted = measured.pop("multigrams")
     steps = sorted(set.intersection(*measured.values()))
     if not steps:
         return None
-    counts = given["multigrams"][["value", "null_mean", "memorised"]].reindex(step=steps).fillna(0.0)
-    at = {name: data.sel(step=steps) for name, data in given.items() if name != "multigrams"}
-    role = classify_functions(at["scores"], at["induction_cut"], counts, at["brackets"], draws=1)["role"]
+    at = {name: data.reindex(step=steps) if name == "multigrams" else data.sel(step=steps) for name, data in given.items()}
+    role = classify_functions(at["scores"], at["induction_cut"], at["multigrams"], at.get("brackets"), draws=1)["role"]
     unknown = ~role["step"].isin(list(counted)) & ~role.isin([*DECIDED, NOT_MEASURED])
     return role.where(~unknown, UNDECIDED)
 

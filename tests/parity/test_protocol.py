@@ -6,9 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from circuits import HookedTransformer, detect, from_transformer_lens, view
+from circuits import HookedTransformer, Multigrams, detect, from_transformer_lens, head_effects, view
+from circuits.data.bracket_set import bracket_set
+from circuits.detectors.brackets import BracketScores
+from circuits.detectors.copying import CopyingScores
 from circuits.detectors.in_context import LossCurves
+from circuits.detectors.induction_cut import InductionCut
+from circuits.detectors.multigrams import MultigramRule
+from circuits.detectors.nested_brackets import NestedBrackets
+from circuits.detectors.positions import PositionAblation
+from circuits.detectors.profile import FunctionProfile
 from circuits.models.convert import to_transformer_lens_state
+from circuits.models.interventions import ABLATIONS
 
 CFG = {
     "n_layers": 2,
@@ -23,6 +32,9 @@ CFG = {
     "seed": 0,
 }
 TOKENS = torch.randint(1, 40, (3, 24), generator=torch.Generator().manual_seed(0))
+TEXT = torch.randint(1, 40, (16, 24), generator=torch.Generator().manual_seed(1))
+KINDS = (TEXT[:, 1:] > 20).long()
+BRACKETS = bracket_set([(1, 2), (3, 4)], range(5, 40), length=24, examples=8)
 
 
 def sharp_model() -> HookedTransformer:
@@ -43,6 +55,22 @@ def assert_measured_alike(theirs: Any, ours: HookedTransformer) -> None:
         assert float(b.value.sel(detector="entropy").min()) < 0.9 * float(b.chance.sel(detector="entropy"))
     curves = [LossCurves({"text": TOKENS})(m).value for m in (theirs, ours)]
     assert np.allclose(curves[0], curves[1], atol=1e-4)
+    functions: tuple[tuple[Any, tuple[str, ...]], ...] = (
+        (InductionCut(examples=4, groups=2), ("value", "removed", "control")),
+        (FunctionProfile(TEXT, KINDS, names=("a", "b"), shifts=2, draws=100), ("effect", "total", "direct")),
+        (Multigrams(TEXT, MultigramRule(threshold=0.01), nulls=()), ("events", "found", "share")),
+        (CopyingScores(examples=4, groups=2, null_seeds=1), ("value", "null_mean")),
+        (PositionAblation({"text": TOKENS}), ("value",)),
+        (BracketScores(BRACKETS, null_seeds=1), ("value", "effect")),
+        (NestedBrackets(BRACKETS, null_seeds=2), ("value",)),
+    )
+    for measure, variables in functions:
+        a, b = (measure(m) for m in (theirs, ours))
+        for variable in variables:
+            assert np.allclose(a[variable], b[variable], atol=2e-5, equal_nan=True), (measure.name, variable)
+    for name in ABLATIONS:
+        a, b = (torch.cat([e.total for e in head_effects(m, TOKENS, name)], 2) for m in (theirs, ours))
+        assert torch.allclose(a, b, atol=2e-5) and a.abs().max() > 1e-3, name
     assert np.allclose(*(view(m, TOKENS[0], "L1H1").patterns.value for m in (theirs, ours)), atol=1e-5)
 
 

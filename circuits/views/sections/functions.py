@@ -1,7 +1,8 @@
 """What heads do: the role of each with its evidence and when it emerged, and which predictions its effect goes to."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
@@ -60,16 +61,17 @@ def roles(results: Results) -> list[Markup]:
     steps = [int(step) for step in found["step"].values]
     step = steps[-1]
     here = found.sel(step=step)
-    data = {argument: results[name].sel(step=step) for argument, name in ROLE_MEASURES.items()}
+    data = {argument: results[name].sel(step=step) for argument, name in ROLE_MEASURES.items() if name in results}
     return [
         paragraph(
             "A role is named from where a head looks <em>and</em> from what its ablation does. It is the first of {} whose "
             "criteria all hold, each by {} standard errors (of previous, current and duplicate token the best supported "
             "comes first). By attention: a support of {}, the share of the way from chance to perfect, and above untrained "
             "heads. <b>Induction</b> also needs a cause: the loss of repeated tokens rises when attention to the targets is "
-            "cut, more than when other keys are. <b>Bracket</b>: attention to the opener above that to other openers by {}, "
-            "and an effect on the closer above that on other tokens of its depth. <b>Multigram</b>: at least {} memorised "
-            "patterns, more than by its null (the head’s effects moved along the text).",
+            "cut, more than when other keys are, and also when what the targets bring is merely taken out. <b>Bracket</b>: "
+            "attention to the opener above that to other openers by {}, and an effect on the closer above that on other "
+            "tokens of its depth, both above untrained heads. <b>Multigram</b>: at least {} memorised patterns, and more than "
+            "by its null (the head’s effects moved along the text).",
             ", ".join(ROLES), decimal(Z_NEEDED, 0), THRESHOLD, BRACKET_BAR, PATTERNS,
         ),
         Markup('<div class="headline">{}</div>').format(counted(here, step)),
@@ -95,7 +97,7 @@ def counted(here: "xr.Dataset", step: int) -> Markup:
 
 def dated(found: Sequence[int], results: Results) -> Markup:
     """Where roles were measured, and how to measure them elsewhere."""
-    others = [results[name] for argument, name in ROLE_MEASURES.items() if argument != "multigrams"]
+    others = [results[name] for argument, name in ROLE_MEASURES.items() if argument != "multigrams" and name in results]
     steps = sorted(set.intersection(*(set(data["step"].values[data["status"].values == "ok"].tolist()) for data in others)))
     where = f"steps {', '.join(map(count, steps))}" if 1 < len(steps) <= 12 else f"{count(len(steps))} checkpoints"
     partly = (
@@ -150,7 +152,8 @@ def why(role: str, data: Results) -> str:
         cut = data["induction_cut"]
         cost = with_error(float(cut["value"]), float(cut["stderr"]))
         more = with_error(float(cut["difference"]), float(cut["difference_stderr"]))
-        said += f"; cut, it costs {cost} nats, {more} more than other keys"
+        less = with_error(float(cut["removed"]), float(cut["removed_stderr"]))
+        said += f"; cut, it costs {cost} nats, {more} more than other keys; taken out, {less}"
     return said
 
 
@@ -168,65 +171,88 @@ def emergence_text(when: "xr.Dataset") -> str:
 
 
 def evidence_table(here: "xr.Dataset", data: Results, step: int) -> Markup:
-    """Every quantity behind every role, of every head."""
-    most = max(1.0, float(data["multigrams"]["value"].max()))
-    middle = [role for role in ATTENTION if role not in ("induction", "resting")]
-    columns = ["induction", "induction", *middle, "bracket", "bracket", "multigram", "resting"]
+    """Every quantity behind every role, of every head; chance and untrained heads below."""
+    columns = evidence_columns(data)
     rows, shades = [], []
-    for which in heads_of(here):
-        of = {argument: at(found, which) for argument, found in data.items()}
-        holds, support = (
-            {role: float(at(here, which)[name].sel(role_name=role)) for role in ROLES} for name in ("holds", "support")
-        )
-        cells = {role: score_cell(of["scores"].sel(detector=detector)) for role, detector in ATTENTION.items()}
-        cut, bracket, number = of["induction_cut"], of["brackets"].sel(condition="all"), float(of["multigrams"]["value"])
-        null = float(of["multigrams"]["null_mean"])
-        ordered = [
-            (cells["induction"], support["induction"]),
-            (two_lines(float(cut["difference"]), float(cut["difference_stderr"])), float(cut["difference"])),
-            *((cells[role], support[role]) for role in middle),
-            (score_cell(bracket.sel(query="before")), support["bracket"]),
-            (two_lines(float(bracket["effect"]), float(bracket["effect_stderr"])), float(bracket["effect"])),
-            (TWO_LINES.format(decimal(number, 0), f"null {decimal(null, 0)}"), (number - null) / most),
-            (cells["resting"], support["resting"]),
-        ]
+    for head in heads_of(here):
+        role = at(here, head)
+        holds = {str(name): bool(held) for name, held in zip(role["role_name"].values, role["holds"].values, strict=True)}
+        cells = [column.cell({argument: at(found, head) for argument, found in data.items()}) for column in columns]
         bold = Markup("<b>{}</b>")
-        shown = [bold.format(cell) if holds[role] else cell for role, (cell, _) in zip(columns, ordered, strict=True)]
-        rows.append((bold.format(which), *shown))
-        shades.append([0.0, *(float(np.nan_to_num(shade)) for _, shade in ordered)])
-    names = ["induction", "cut, above other keys (nats)", *middle, "bracket: to the opener", "bracket: effect (nats)"]
+        shown = [bold.format(cell) if holds[c.role] else cell for c, (cell, _) in zip(columns, cells, strict=True)]
+        rows.append((bold.format(head), *shown))
+        shades.append([0.0, *(float(np.nan_to_num(shade)) for _, shade in cells)])
+    rows += [("chance", *(column.chance for column in columns)), ("untrained", *(column.null for column in columns))]
     return table(
-        ("head", *names, "patterns", "resting"), [*rows, *levels(data, middle)], numeric=range(1, len(columns) + 1),
-        shades=shades,
+        ("head", *(column.name for column in columns)), rows, numeric=range(1, len(columns) + 1), shades=shades,
         caption=f"The evidence for every role at step {count(step)}: value ± standard error, bold where all criteria of the "
         "role hold, darker the more of it. Below: chance, and heads of untrained models (mean over layers).",
     )  # fmt: skip
 
 
-def levels(data: Results, middle: Sequence[str]) -> list[tuple[Any, ...]]:
-    """Chance and untrained heads, below the table of evidence."""
-    scores, bracket = data["scores"], data["brackets"].sel(condition="all")
+class Column(NamedTuple):
+    """One quantity: its name, the role it speaks for, a head's cell and its shade, and what stands below."""
 
-    def null_of(mean: "xr.DataArray", sd: "xr.DataArray") -> Markup:
-        return untrained(float(mean.mean()), float(sd.mean()))
+    name: str
+    role: str
+    cell: Callable[[Results], tuple[Markup, float]]
+    chance: str
+    null: Markup | str
 
-    chance = {role: decimal(float(scores["chance"].sel(detector=detector).mean())) for role, detector in ATTENTION.items()}
-    null = {
-        role: null_of(*(scores[name].sel(detector=detector) for name in ("null_mean", "null_sd")))
-        for role, detector in ATTENTION.items()
-    }
-    before = (bracket[name].sel(query="before") for name in ("null_mean", "null_sd"))
+
+def evidence_columns(data: Results) -> list[Column]:
+    """The quantities behind the roles, in the order of the roles."""
+    of_scores = {role: score_column(role, detector, data["scores"]) for role, detector in ATTENTION.items()}
+    found = [of_scores["induction"], Column("cut, above other keys (nats)", "induction", cut_cell, "0", "–")]
+    found += [column for role, column in of_scores.items() if role not in ("induction", "resting")]
+    if "brackets" in data:
+        end = data["brackets"].sel(condition="all")
+        looks = null_of(end.sel(query="before"), "null_mean", "null_sd")
+        found.append(Column("bracket: to the opener", "bracket", opener_cell, "0", looks))
+        found.append(
+            Column("bracket: effect (nats)", "bracket", closer_cell, "0", null_of(end, "effect_null_mean", "effect_null_sd"))
+        )
     grams = data["multigrams"]
-    patterns = decimal(float(grams["untrained_value"].mean()), 1) if "untrained_value" in grams else "–"
-    effect = null_of(bracket["effect_null_mean"], bracket["effect_null_sd"])
-    return [
-        ("chance", chance["induction"], "0", *(chance[role] for role in middle), "0", "0", "–", chance["resting"]),
-        ("untrained", null["induction"], "–", *(null[r] for r in middle), null_of(*before), effect, patterns, null["resting"]),
-    ]
+    most = max(1.0, float(np.nan_to_num(grams["value"].values).max()))
+    nobody = decimal(float(grams["untrained_value"].mean()), 1) if "untrained_value" in grams else "–"
+    found.append(Column("patterns", "multigram", partial(patterns_cell, most=most), "–", nobody))
+    return [*found, of_scores["resting"]]
 
 
-def score_cell(here: "xr.Dataset") -> Markup:
-    return two_lines(float(here["value"]), float(here["stderr"]))
+def score_column(role: str, detector: str, scores: "xr.Dataset") -> Column:
+    end = scores.sel(detector=detector)
+    chance = float(end["chance"].mean())
+
+    def cell(data: Results) -> tuple[Markup, float]:
+        value, stderr = (float(data["scores"][name].sel(detector=detector)) for name in ("value", "stderr"))
+        return two_lines(value, stderr), (value - chance) / (1 - chance)
+
+    return Column(role, role, cell, decimal(chance), null_of(end, "null_mean", "null_sd"))
+
+
+def cut_cell(data: Results) -> tuple[Markup, float]:
+    value, stderr = (float(data["induction_cut"][name]) for name in ("difference", "difference_stderr"))
+    return two_lines(value, stderr), value
+
+
+def opener_cell(data: Results) -> tuple[Markup, float]:
+    value, stderr = (float(data["brackets"][name].sel(condition="all", query="before")) for name in ("value", "stderr"))
+    return two_lines(value, stderr), value
+
+
+def closer_cell(data: Results) -> tuple[Markup, float]:
+    value, stderr = (float(data["brackets"][name].sel(condition="all")) for name in ("effect", "effect_stderr"))
+    return two_lines(value, stderr), value
+
+
+def patterns_cell(data: Results, *, most: float) -> tuple[Markup, float]:
+    value, null = (float(data["multigrams"][name]) for name in ("value", "null_mean"))
+    return TWO_LINES.format(decimal(value, 0), f"null {decimal(null, 0)}"), (value - null) / most
+
+
+def null_of(data: "xr.Dataset", mean: str, sd: str) -> Markup:
+    """Untrained heads, over all layers."""
+    return untrained(float(data[mean].mean()), float(data[sd].mean()))
 
 
 SECTION = Section("functions", "What heads do", 32, measures, render, derive)
