@@ -1,6 +1,6 @@
 """When the role of a head emerged: between which measured checkpoints it became, for good, what it is at the end.
 
-Roles need several measures at a checkpoint, and counting memorised patterns takes by far the longest. Where that alone is missing,
+Roles need several measures at a checkpoint, and counting memorised patterns takes longest by far. Where that alone is missing,
 the rule of ``detectors/roles.py`` still tells the roles that come before "multigram": these hold whatever the count. A head with
 none of them is multigram, resting or none there, which is ``UNDECIDED``: enough to say that a head is not yet a previous-token
 head, too little to date a multigram head.

@@ -337,13 +337,7 @@ def test_detect_refuses_what_it_does_not_know_before_any_work(elsewhere, opened)
     assert not opened and list(elsewhere.iterdir()) == []
 
 
-def test_detect_of_a_run_without_text_names_what_it_leaves_out(elsewhere, tiny):
-    import xarray as xr
-
+def test_detect_refuses_a_run_that_has_nothing_to_measure_on(elsewhere, tiny):
     tiny.run(elsewhere / "run", steps=(0,))
-    result = invoke("detect", "run", "--what", "behaviour", "--workers", 0)
-    assert (result.exit_code, result.stdout) == (0, "reports/run/detect.nc\n"), result.stderr
-    assert "circuits: predictor_loss has no data: it needs training text" in result.stderr
-    with xr.open_dataset("reports/run/detect.nc", engine="h5netcdf") as data:
-        assert json.loads(data.attrs["measures"]) == ["copying_scores"]
     assert_refused(invoke("detect", "run", "--what", "effects", "--workers", 0), "neither text nor tokenizer")
+    assert not (elsewhere / "reports").exists()

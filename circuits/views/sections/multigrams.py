@@ -147,7 +147,7 @@ def patterns_of(run: Checkpoints, head: Head, here: "xr.Dataset", text: "Tensor 
         in_a_row = int(np.nan_to_num(float(one["contiguous"]))) == 1
         cells: list[Any] = [
             pattern_text({name: labels[name][i] for name in KEYS if ids[name][i] != NONE}, in_a_row),
-            kind_of(sum(ids[name][i] != NONE for name in ("far", "near")), in_a_row),
+            kind_of([name for name in ("far", "near") if ids[name][i] != NONE], in_a_row),
             effect_text(float(one["pattern_effect"]), float(one["pattern_stderr"])),
             decimal(float(one["pattern_others"]), 2),
             count(float(one["occurrences"])),
@@ -176,9 +176,9 @@ def illustrated(here: "xr.Dataset", near: np.ndarray, there: list[int]) -> list[
     return list(dict.fromkeys([*best[:1], *sourced, *best[1:]]))[:EXAMPLES]
 
 
-def kind_of(sources: int, in_a_row: bool) -> str:
+def kind_of(sources: list[str], in_a_row: bool) -> str:
     """``bigram``, ``trigram``, ``4-gram``, or ``skip`` where the tokens do not stand in a row."""
-    return order_name(sources + 2) if in_a_row or not sources else "skip"
+    return order_name(len(sources) + 2) if in_a_row or not sources else "skip"
 
 
 def pattern_text(labels: dict[str, str], in_a_row: bool) -> Markup:
