@@ -45,7 +45,7 @@ def plain_loop(model: HookedTransformer, tokens: torch.Tensor, name: str, corpus
     found = []
     for start in range(0, len(tokens), BATCH):
         part = tokens[start : start + BATCH]
-        put = replacement(model, part, ablation.kind, mean=mean, donor=corpus[given[start : start + BATCH]])
+        put = replacement(model, part, ablation.kind, mean=mean, donor=corpus[given[start : start + BATCH]], examples=len(corpus))
         found.append(effects_by_hooks(model, part, put, patterns=ablation.patterns, direct=False)[1])
     return torch.cat(found, dim=2)
 

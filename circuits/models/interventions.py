@@ -32,6 +32,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.models.heads import Head
+from circuits.models.hooked import HookedTransformer
 from circuits.models.protocol import device_of, norm_scale_names, pattern_name, undisturbed, z_name
 from circuits.results import check_whole
 
@@ -104,6 +105,8 @@ def recorded(model: Any, tokens: Int[Tensor, "batch pos"], names: Sequence[str])
         kept[name] = value.detach().clone()
 
     with undisturbed(model), model.hooks(fwd_hooks=[(name, partial(keep, name=name)) for name in names]):
+        if isinstance(model, HookedTransformer):
+            model.train()  # no dropout: the key to the fused kernels, which step back where a pattern or scale is asked for
         model(tokens, return_type=None)
     return kept
 
