@@ -165,7 +165,7 @@ def evidence(given: "Mapping[str, xr.Dataset]") -> tuple[dict[str, list[Criterio
         for name, error in (("value", "stderr"), ("removed", "removed_stderr"), ("difference", "difference_stderr"))
     ]
     number, null = given["multigrams"]["value"].values, given["multigrams"]["null_mean"].values
-    criteria["multigram"] = [Criterion(number, zero, null, PATTERNS, count=True)]
+    criteria["multigram"] = [Criterion(number, zero, null, float(PATTERNS), count=True)]
     support["multigram"] = 1 - null / np.maximum(number, 1)
     criteria["bracket"], support["bracket"] = [Criterion(zero + np.nan, zero, zero)], zero + np.nan
     if "brackets" in given:
@@ -222,8 +222,8 @@ def _check(given: "Mapping[str, Any]") -> None:
         "multigrams": ({"memorised"}, "Multigrams(tokens)(model)"),
         "brackets": ({"effect", "query"}, "BracketScores(tokens)(model)"),
     }
-    for name, (marks, call) in needed.items():
-        data = given[name]
+    for name, data in given.items():
+        marks, call = needed[name]
         if not hasattr(data, "data_vars"):
             raise TypeError(f"{name} is a {type(data).__name__}; pass what {call} returned")
         if not marks <= {*data.dims, *data.data_vars} or "value" not in data:

@@ -18,15 +18,15 @@ from circuits.views.sections import Wanted
 
 PLAN: dict[str, tuple[str, dict[str, Any]]] = {
     "attention_scores": ("attention", {}),
-    "function_profile": ("effects", {"few": 4}),
+    "function_profile": ("effects", {"few": 3}),
     "multigrams": ("multigrams", {"last": True}),
-    "bracket_scores": ("brackets", {"few": 4}),
+    "bracket_scores": ("brackets", {"few": 3}),
     "nested_brackets": ("brackets", {"last": True}),
-    "induction_cut": ("roles", {"few": 4}),
+    "induction_cut": ("roles", {"few": 3}),
     "copying_scores": ("behaviour", {"last": True}),
     "in_context_ablation": ("behaviour", {"last": True}),
     "position_ablation": ("behaviour", {"last": True}),
-    "token_losses": ("behaviour", {"few": 6}),
+    "token_losses": ("behaviour", {"few": 5}),
     "predictor_loss": ("behaviour", {"few": 8}),
 }
 """By measure: the part of ``function_measures`` it belongs to, and where the report computes it."""

@@ -1,6 +1,7 @@
 """Sections of what heads do: numbers reach the page, tokens stay text, and what a run has nothing for is named."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from circuits import Checkpoints
 from circuits.data.ngrams import NgramTable
 from circuits.data.skip_ngrams import skip_lift
 from circuits.detectors.pattern_statistics import pattern_statistics
+from circuits.detectors.roles import classify_functions
 from circuits.dynamics.together import merged
 from circuits.files import write_json
 from circuits.models.checkpoints import save_weights, step_file
@@ -73,6 +75,37 @@ def over_steps(measure: Any, run: Checkpoints, steps: tuple[int, ...]) -> xr.Dat
     return xr.concat(found, dim="step", data_vars="all", combine_attrs="override").assign(status=("step", ["ok"] * len(steps)))
 
 
+def grams(run: Checkpoints) -> xr.Dataset:
+    """What ``Multigrams`` gives of two layers of two heads: the first has a skip pattern, the others have none."""
+    tokens = available(run, "multigrams")[0]["multigrams"].tokens  # type: ignore[attr-defined]
+    example, query = 0, 20
+    near, destination, out = (int(tokens[example, i]) for i in (query - 3, query, query + 1))
+    head, cells = ("step", "layer", "head"), ("step", "layer", "head", "pattern")
+    shape = (1, 2, 2, 2)
+
+    def column(first: float, fill: float) -> tuple[tuple[str, ...], np.ndarray]:
+        values = np.full(shape, fill)
+        values[0, 0, 0, 0] = first
+        return cells, values
+
+    counts = {"value": 1.0, "stderr": 1.0, "z": 1.0, "with_source": 1.0, "found": 4.0, "share": 0.25, "share_stderr": 0.125}
+    counts |= {"share_chance": 0.0625, "null_mean": 0.0, "shifted_value": 0.0, "untrained_value": 0.0}
+    listed = {"far": -1, "near": near, "destination": destination, "out": out, "contiguous": 0}
+    listed |= {"pattern_effect": 1.5, "pattern_stderr": 0.25, "pattern_others": -0.5, "occurrences": 7, "memorised": 1}
+    nothing = dict.fromkeys(("far", "near", "destination", "out", "contiguous"), -1.0) | {"occurrences": 0.0, "memorised": 0.0}
+    places = np.full((*shape, 3), -1.0)
+    where = {name: places.copy() for name in ("example", "query")}
+    where["example"][0, 0, 0, 0, 0], where["query"][0, 0, 0, 0, 0] = example, query
+    return xr.Dataset(
+        {name: (head, [[[x, 0.0], [0.0, 0.0]]]) for name, x in counts.items()}
+        | {name: column(x, nothing.get(name, np.nan)) for name, x in listed.items()}
+        | {name: ((*cells, "place"), x) for name, x in where.items()}
+        | {"status": ("step", ["ok"])},
+        coords={"step": [100], "layer": [0, 1], "head": [0, 1]},
+        attrs={"config": canonical({"rule": {"threshold": 0.5, "min_examples": 3}}), "n_examples": 24},
+    )
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
     return make_run(tmp_path_factory.mktemp("runs") / "mine")
@@ -80,15 +113,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
 
 @pytest.fixture(scope="module")
 def results(run: Checkpoints) -> dict[str, xr.Dataset]:
-    """Everything measured at the last checkpoint, and what is cheap at the one before."""
+    """Everything at the last checkpoint, and what roles rest on, but for the patterns, at the one before; few draws."""
     measures, lacking = available(run, *PLAN)
-    assert lacking == {}
-    found = {
-        name: over_steps(measure, run, (10, 100) if not PLAN[name][1].get("last") else (100,))
-        for name, measure in measures.items()
-    }
-    for section in SECTIONS.values():
-        found.update(section.derive(run, found))
+    assert lacking == {} and measures.pop("multigrams")
+    twice = ("attention_scores", "induction_cut", "bracket_scores", "token_losses")
+    found = {name: over_steps(measure, run, (10, 100) if name in twice else (100,)) for name, measure in measures.items()}
+    found["multigrams"] = grams(run)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("circuits.dynamics.functions.classify_functions", partial(classify_functions, draws=5))
+        for section in SECTIONS.values():
+            found.update(section.derive(run, found))
     return found
 
 
@@ -126,9 +160,13 @@ def test_a_run_without_text_or_tokenizer_names_what_is_left_out(tmp_path: Path):
 
 def test_a_run_without_brackets_has_roles_without_them(run: Checkpoints, results: dict[str, xr.Dataset]):
     some = {name: data for name, data in results.items() if "bracket" not in name and name != "function_profile"}
-    some.update(SECTIONS["functions"].derive(run, some))
+    last = {name: data.sel(step=[100]) for name, data in some.items() if "step" in data.dims}
+    some["head_functions"] = classify_functions(
+        last["attention_scores"], last["induction_cut"], last["multigrams"], None, draws=2
+    )
     made = SECTIONS["functions"].render(run, some)
     assert "The evidence for every role" in made and "bracket: effect" not in made
+    assert roles_over_training(some) is not None
 
 
 def test_roles_that_hang_on_counts_are_undecided_where_nothing_was_counted(results: dict[str, xr.Dataset]):
@@ -207,40 +245,18 @@ def test_statistics_of_bigrams_of_missing_patterns_and_of_one_source_agree_with_
         )
 
 
-def grams(run: Checkpoints) -> xr.Dataset:
-    """Two heads of a layer: one with a skip pattern of script-like tokens, one without a pattern."""
-    tokens = available(run, "multigrams")[0]["multigrams"].tokens  # type: ignore[attr-defined]
-    example, query = 0, 20
-    near, destination, out = (int(tokens[example, i]) for i in (query - 3, query, query + 1))
-    head, cells = ("step", "layer", "head"), ("step", "layer", "head", "pattern")
-    shape = (1, 1, 2, 2)
-
-    def column(first: float, fill: float) -> tuple[tuple[str, ...], np.ndarray]:
-        values = np.full(shape, fill)
-        values[0, 0, 0, 0] = first
-        return cells, values
-
-    counts = {"value": 1.0, "stderr": 1.0, "z": 1.0, "with_source": 1.0, "found": 4.0, "share": 0.25, "share_stderr": 0.125}
-    counts |= {"share_chance": 0.0625, "shifted_value": 0.0, "untrained_value": 0.0}
-    listed = {"far": -1, "near": near, "destination": destination, "out": out, "contiguous": 0}
-    listed |= {"pattern_effect": 1.5, "pattern_stderr": 0.25, "pattern_others": -0.5, "occurrences": 7, "memorised": 1}
-    nothing = dict.fromkeys(("far", "near", "destination", "out", "contiguous"), -1.0) | {"occurrences": 0.0, "memorised": 0.0}
-    places = np.full((*shape, 3), -1.0)
-    where = {name: places.copy() for name in ("example", "query")}
-    where["example"][0, 0, 0, 0, 0], where["query"][0, 0, 0, 0, 0] = example, query
-    return xr.Dataset(
-        {name: (head, [[[x, 0.0]]]) for name, x in counts.items()}
-        | {name: column(x, nothing.get(name, np.nan)) for name, x in listed.items()}
-        | {name: ((*cells, "place"), x) for name, x in where.items()}
-        | {"status": ("step", ["ok"])},
-        coords={"step": [100], "layer": [0], "head": [0, 1]},
-        attrs={"config": canonical({"rule": {"threshold": 0.5, "min_examples": 3}}), "n_examples": 24},
-    )
-
-
 def test_patterns_are_listed_with_their_numbers_and_shown_in_text(run: Checkpoints, elements: Any):
     made = multigrams.SECTION.render(run, {"multigrams": grams(run)})
-    for words in ("1 ± 1.0", "0.250 ± 0.125", "0.062", "1.50 ± 0.25", "−0.50", ">skip<", ">yes<", "No pattern: L0H1."):
+    for words in (
+        "1 ± 1.0",
+        "0.250 ± 0.125",
+        "0.062",
+        "1.50 ± 0.25",
+        "−0.50",
+        ">skip<",
+        ">yes<",
+        "No pattern: L0H1, L1H0, L1H1.",
+    ):
         assert words in made, words
     found = elements(made)
     marks = [a["title"] for tag, a in found.tags if tag == "mark"]

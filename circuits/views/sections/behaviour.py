@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 MEASURES = ("copying_scores", "in_context_ablation", "position_ablation", "token_losses", "predictor_loss")
+DRAWS = 100
+"""Of the bootstrap of principal components and of its null: p is at least 1/101."""
 DETECTORS = {
     "copying": "copying",
     "anti_copying": "anti-copying",
@@ -37,7 +39,7 @@ def derive(run: Checkpoints, results: Results) -> "dict[str, xr.Dataset]":
     if "token_losses" not in results:
         return {}
     try:
-        return {"loss_pca": loss_pca(results["token_losses"])}
+        return {"loss_pca": loss_pca(results["token_losses"], draws=DRAWS)}
     except ValueError:
         return {}
 

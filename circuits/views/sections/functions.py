@@ -124,7 +124,7 @@ def role_row(head: Head, here: "xr.Dataset", when: "xr.Dataset", data: Results) 
         why(role, {argument: at(found, head) for argument, found in data.items()}),
         unbroken(str(here["runner_up"].values)),
         decimal(float(here["confidence"]), 2),
-        emergence_text(when),
+        emergence_text(role, when),
     )
 
 
@@ -153,7 +153,7 @@ def why(role: str, data: Results) -> str:
         cost = with_error(float(cut["value"]), float(cut["stderr"]))
         more = with_error(float(cut["difference"]), float(cut["difference_stderr"]))
         less = with_error(float(cut["removed"]), float(cut["removed_stderr"]))
-        said += f"; cut, it costs {cost} nats, {more} more than other keys; taken out, {less}"
+        said += f"; cut, it costs {cost} nats, {more} more than other keys; merely taken out, {less} nats"
     return said
 
 
@@ -162,11 +162,11 @@ def patterns_text(here: "xr.Dataset") -> str:
     return f"{decimal(value, 0)} ± {spread(float(here['stderr']), 1)} pattern{'' if value == 1 else 's'}"
 
 
-def emergence_text(when: "xr.Dataset") -> str:
+def emergence_text(role: str, when: "xr.Dataset") -> str:
     """``2 000–2 125``: not yet at the first, for good from the second on."""
     value, before = float(when["value"]), float(when["before"])
     if not np.isfinite(value):
-        return "–" if int(when["n_checkpoints"]) > 1 else "not dated"
+        return "–" if role in (NONE, NOT_MEASURED) else "not dated"
     return f"{count(before)}–{count(value)}" if np.isfinite(before) else f"from the first ({count(value)})"
 
 
