@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.data.tokens import check_ids, repeated_random_tokens, shuffle_second_copy
-from circuits.models.hooked import next_token_loss
+from circuits.models.hooked import HookedTransformer, next_token_loss
 from circuits.models.protocol import check_finite, check_model, check_tokens, device_of, model_hash, undisturbed
 from circuits.results import array_hash, labelled, mean_and_stderr
 
@@ -29,6 +29,8 @@ EARLY, LATE = 50, 500
 def loss_per_token(model: Any, tokens: Int[Tensor, "example pos"]) -> Float[Tensor, "example pos_minus_1"]:
     """Loss of predicting tokens 1.. of every sequence, in batches, without gradients."""
     with undisturbed(model):
+        if isinstance(model, HookedTransformer):
+            model.train()  # no dropout: the fused kernels' only key
         parts = [next_token_loss(model(part), part, per_token=True) for part in tokens.to(device_of(model)).split(BATCH)]
     return torch.cat(parts).cpu()
 
@@ -141,7 +143,7 @@ class RepeatLoss:
     seed: int = 0
     ids: Sequence[int] | np.ndarray | Tensor | None = None
     name: str = field(default="repeat_loss", init=False)
-    version: int = field(default=1, init=False)
+    version: int = field(default=2, init=False)
 
     def __post_init__(self) -> None:
         if not (isinstance(self.n, int) and isinstance(self.examples, int)) or self.n < 2 or self.examples < 2:

@@ -35,7 +35,8 @@ def read_artefact(path: Path, like: "xr.Dataset | None" = None) -> "xr.Dataset |
         return None
     values, attrs = raw
     if like is not None and attrs.keys() == like.attrs.keys() and all(_fits(values, like, name) for name in like.variables):
-        return like.copy(data={name: values[str(name)].astype(like[name].dtype) for name in like.data_vars}).assign_attrs(attrs)
+        typed = {name: str if is_text(like[name]) else like[name].dtype for name in like.data_vars}  # texts of any length
+        return like.copy(data={name: values[str(name)].astype(kind) for name, kind in typed.items()}).assign_attrs(attrs)
     try:
         with xr.open_dataset(path, engine="h5netcdf") as opened:
             return opened.load()
@@ -69,4 +70,9 @@ def _fits(values: dict[str, np.ndarray], like: "xr.Dataset", name: Any) -> bool:
         return False
     if name in like.coords:
         return np.array_equal(found, known.values)
-    return found.dtype == known.dtype
+    return found.dtype == known.dtype or (is_text(found) and is_text(known))
+
+
+def is_text(array: Any) -> bool:
+    """Whether an array holds texts, as HDF5 has them (objects) or as they are once decoded."""
+    return array.dtype.kind in "OU"

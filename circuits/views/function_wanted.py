@@ -26,8 +26,8 @@ PLAN: dict[str, tuple[str, dict[str, Any]]] = {
     "copying_scores": ("behaviour", {"last": True}),
     "in_context_ablation": ("behaviour", {"last": True}),
     "position_ablation": ("behaviour", {"last": True}),
-    "token_losses": ("behaviour", {"few": 5}),
-    "predictor_loss": ("behaviour", {"few": 8}),
+    "token_losses": ("behaviour", {"few": 4}),
+    "predictor_loss": ("behaviour", {"few": 6}),
 }
 """By measure: the part of ``function_measures`` it belongs to, and where the report computes it."""
 NEEDS = {
