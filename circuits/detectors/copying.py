@@ -43,7 +43,6 @@ from circuits.detectors.attention import battery
 from circuits.detectors.direct_logits import (
     Readout,
     copying_ratio,
-    own,
     own_shares,
     predicted_mask,
     sample_effects,
@@ -51,6 +50,7 @@ from circuits.detectors.direct_logits import (
 )
 from circuits.models.config import HookedTransformerConfig
 from circuits.models.hooked import HookedTransformer
+from circuits.models.own import own
 from circuits.models.patterns import check_pattern, induction_mask
 from circuits.models.protocol import (
     check_finite,

@@ -13,7 +13,6 @@ al. 2021, "Handling layer normalization".
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,19 +23,6 @@ from circuits.models.layers import Norm
 
 BLOCK = 2**22
 """Logits held at once: 16 MB of float32."""
-
-
-def own(model: Any) -> HookedTransformer:
-    """The model itself, or the same one in our class, whose weights can be read; see ``circuits.from_transformer_lens``.
-
-    Raises:
-        ValueError: one that cannot be represented.
-    """
-    if isinstance(model, HookedTransformer):
-        return model
-    from circuits.models.convert import from_transformer_lens
-
-    return from_transformer_lens(model)
 
 
 @dataclass(frozen=True, eq=False)

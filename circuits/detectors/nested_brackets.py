@@ -40,9 +40,9 @@ from circuits.detectors.brackets import (
     example_means,
     per_condition,
 )
-from circuits.detectors.direct_logits import own
 from circuits.models.config import HookedTransformerConfig
 from circuits.models.hooked import next_token_loss
+from circuits.models.own import own
 from circuits.models.protocol import (
     check_finite,
     check_model,

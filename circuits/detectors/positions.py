@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits.detectors.direct_logits import own
 from circuits.detectors.in_context import loss_per_token
 from circuits.models.hooked import HookedTransformer
+from circuits.models.own import own
 from circuits.models.protocol import check_finite, check_model, check_tokens, model_hash, pos_embed_name
 from circuits.results import array_hash, labelled, mean_and_stderr
 

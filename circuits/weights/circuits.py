@@ -35,9 +35,10 @@ from torch import Tensor
 from circuits.models.config import HookedTransformerConfig
 from circuits.models.heads import Head
 from circuits.models.hooked import HookedTransformer
+from circuits.models.own import own
 from circuits.models.protocol import undisturbed
 from circuits.models.upstream import HookPoint
-from circuits.weights.folded import TOKEN_BLOCK, FoldedWeights, folded, own
+from circuits.weights.folded import TOKEN_BLOCK, FoldedWeights, folded
 from circuits.weights.reading import Axis, Circuit
 from circuits.weights.rotary import rotations
 

@@ -18,10 +18,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.models.heads import Head
+from circuits.models.own import own
 from circuits.models.protocol import model_hash
 from circuits.results import check_whole
 from circuits.weights.composition import check_incoming, check_remove_mean
-from circuits.weights.folded import folded, own
+from circuits.weights.folded import folded
 from circuits.weights.haar import corner_blocks, count_largest, shares
 from circuits.weights.interfaces import MODES, Incoming, Side, interfaces
 

@@ -44,9 +44,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuits.models.own import own
 from circuits.models.protocol import model_hash
 from circuits.results import array_hash, check_whole, labelled
-from circuits.weights.folded import folded, own
+from circuits.weights.folded import folded
 from circuits.weights.haar import squared_score_moments, upper_tails
 from circuits.weights.interfaces import INCOMING, MODES, Incoming, Interfaces, Side, interfaces
 from circuits.weights.pairs import compose_pairs, gaussian_baseline

@@ -28,8 +28,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuits.models.config import HookedTransformerConfig
-from circuits.models.hooked import HookedTransformer
 from circuits.models.layers import Norm
+from circuits.models.own import own
 from circuits.models.protocol import check_finite, check_model
 
 TOKEN_BLOCK = 4096
@@ -160,20 +160,6 @@ def folded(model: Any) -> FoldedWeights:
         centred=centred,
         cfg=cfg,
     )
-
-
-def own(model: Any) -> HookedTransformer:
-    """The model itself, or the same one in our class; see ``circuits.from_transformer_lens``.
-
-    Raises:
-        TypeError: not a hooked model. ValueError: one that cannot be represented.
-    """
-    check_model(model)
-    if isinstance(model, HookedTransformer):
-        return model
-    from circuits.models.convert import from_transformer_lens
-
-    return from_transformer_lens(model)
 
 
 def _copy(weight: Tensor) -> Tensor:
