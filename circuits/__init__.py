@@ -2,7 +2,7 @@
 
 The public names below are loaded when they are first asked for, so ``import circuits`` costs neither torch nor
 transformer_lens. Everything else lives in its room: ``circuits.models``, ``circuits.data``, ``circuits.detectors``,
-``circuits.weights``, ``circuits.dynamics``, ``circuits.views``.
+``circuits.weights``, ``circuits.paths``, ``circuits.dynamics``, ``circuits.views``.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from circuits.detectors.multigram_measure import Multigrams as Multigrams
     from circuits.dynamics.detect import detect as detect
     from circuits.dynamics.functions import functions as functions
+    from circuits.dynamics.pathways import pathways as pathways
     from circuits.dynamics.presets import preset as preset
     from circuits.dynamics.sweep import gather as gather
     from circuits.dynamics.sweep import sweep as sweep
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from circuits.models.effects import head_effects as head_effects
     from circuits.models.heads import Head as Head
     from circuits.models.hooked import HookedTransformer as HookedTransformer
+    from circuits.paths.ablate import ablate as ablate
+    from circuits.paths.ablate import patch as patch
+    from circuits.paths.edges import EdgeEffects as EdgeEffects
+    from circuits.paths.expansion import PathExpansion as PathExpansion
     from circuits.views.attention import view as view
     from circuits.views.report import report as report
     from circuits.weights.circuits import ov_circuit as ov_circuit
@@ -40,10 +45,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "Checkpoints": "circuits.models.checkpoints",
     "Composition": "circuits.weights.composition",
+    "EdgeEffects": "circuits.paths.edges",
     "Head": "circuits.models.heads",
     "HookedTransformer": "circuits.models.hooked",
     "HookedTransformerConfig": "circuits.models.config",
     "Multigrams": "circuits.detectors.multigram_measure",
+    "PathExpansion": "circuits.paths.expansion",
+    "ablate": "circuits.paths.ablate",
     "classify": "circuits.detectors.classify",
     "demo_model": "circuits.models.demo",
     "detect": "circuits.dynamics.detect",
@@ -53,6 +61,8 @@ _HOMES = {
     "gather": "circuits.dynamics.sweep",
     "head_effects": "circuits.models.effects",
     "ov_circuit": "circuits.weights.circuits",
+    "patch": "circuits.paths.ablate",
+    "pathways": "circuits.dynamics.pathways",
     "planted": "circuits.models",
     "preset": "circuits.dynamics.presets",
     "qk_circuit": "circuits.weights.circuits",

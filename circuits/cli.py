@@ -223,6 +223,23 @@ def weights(
 
 
 @app.command()
+def paths(
+    run: Annotated[Path, argument("Folder of a training run.")],
+    out: Annotated[Path | None, option("The netCDF file; default: reports/<run>/paths.nc.")] = None,
+    store: Store = None,
+    workers: Workers = None,
+) -> None:
+    """Measure which paths matter at every checkpoint: terms, every edge, attribution; write one netCDF file."""
+    from circuits.dynamics.pathways import pathways
+    from circuits.models.checkpoints import Checkpoints
+
+    out = out or reports(run) / "paths.nc"
+    found = pathways(Checkpoints.from_dir(run), store=store or reports(run) / "store", workers=processes(workers))
+    write_found(out, found)
+    typer.echo(out)
+
+
+@app.command()
 def export(
     run: Annotated[Path, argument("Folder of a training run.")],
     out: Annotated[Path, argument("Folder for the smaller copy.")],

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 @runtime_checkable
-class Measure(Protocol):
-    """A function of one model, named and versioned so that its results can be stored and found again.
+class Described(Protocol):
+    """What made a result, for its attributes.
 
     Attributes:
         name: what is measured. version: raised whenever the numbers change.
@@ -32,6 +32,11 @@ class Measure(Protocol):
     def spec(self) -> dict[str, Any]:
         """Everything the numbers depend on beside the weights, JSON-able; data by hash."""
         ...
+
+
+@runtime_checkable
+class Measure(Described, Protocol):
+    """A function of one model, named and versioned so that its results can be stored and found again."""
 
     def __call__(self, model: Any) -> "xr.Dataset":
         """Measure one model."""
@@ -62,7 +67,7 @@ def labelled(
     variables: Mapping[str, tuple[tuple[str, ...], Any]],
     coords: Mapping[str, Any],
     *,
-    measure: Measure,
+    measure: Described,
     definition: str,
     source: str,
     **attrs: str | int | float,

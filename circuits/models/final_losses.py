@@ -44,21 +44,25 @@ class FinalLosses:
         return torch.cat(found).view(len(resid), -1)
 
     def losses_after(
-        self, resid: Float[Tensor, "batch pos d_model"], change: Float[Tensor, "batch pos head d_head"], layer: int
-    ) -> Float[Tensor, "head batch pos_minus_1"]:
-        """Losses where the final stream gets ``change[head] W_O[head]``, one head at a time, and nothing else notices."""
+        self, resid: Float[Tensor, "batch pos d_model"], change: Float[Tensor, "*stack batch pos head d_head"], layer: int
+    ) -> Float[Tensor, "*stack head batch pos_minus_1"]:
+        """Losses where the final stream gets ``change[..., head, :] W_O[head]``, one head at a time, and nothing else notices."""
         W_O = self.model.blocks[layer].attn.W_O
         out = W_O @ self.M  # [head, d_head, d_vocab]
-        x, dz = resid[:, :-1].flatten(0, 1), change[:, :-1].flatten(0, 1).transpose(0, 1).contiguous()
+        stack = change.shape[:-4]
+        x = resid[:, :-1].flatten(0, 1)
+        rows = change[..., :-1, :, :].flatten(-4, -3).reshape(-1, len(x), *change.shape[-2:])
+        dz = rows.transpose(1, 2).flatten(0, 1).contiguous()  # heads of all of the stack, then rows
         found = []
         for at in _pieces(len(x)):
             y = x[at] @ self.M
-            per_head = []
-            for head in range(len(W_O)):
-                rate = self._rate(torch.addmm(x[at], dz[head, at], W_O[head])) if self.held is None else self.held[at]
-                per_head.append(self._loss(torch.addmm(y, dz[head, at], out[head]), rate, at))
-            found.append(torch.stack(per_head))
-        return torch.cat(found, dim=1).view(len(W_O), len(resid), -1)
+            each = []
+            for one in range(len(dz)):
+                head = one % len(W_O)
+                rate = self._rate(torch.addmm(x[at], dz[one, at], W_O[head])) if self.held is None else self.held[at]
+                each.append(self._loss(torch.addmm(y, dz[one, at], out[head]), rate, at))
+            found.append(torch.stack(each))
+        return torch.cat(found, dim=1).view(*stack, len(W_O), len(resid), -1)
 
     def _rate(self, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row 1"]:
         """One over the norm's scale."""
@@ -69,7 +73,8 @@ class FinalLosses:
         return (x.pow(2).mean(-1, keepdim=True) + self.norm.eps).rsqrt()
 
     def _loss(self, logits: Float[Tensor, "row d_vocab"], rate: Float[Tensor, "row 1"], at: slice) -> Float[Tensor, "row"]:
-        logits = torch.addcmul(self.c, logits, rate, out=logits)
+        # In place, these being the large tensors; where derivatives are wanted the product is needed as it was.
+        logits = torch.addcmul(self.c, logits, rate, out=None if logits.requires_grad else logits)
         if self.cap > 0:
             logits = self.cap * torch.tanh(logits / self.cap)
         return F.cross_entropy(logits, self.targets[at], reduction="none")

@@ -113,14 +113,30 @@ class Attention(nn.Module):
             self.register_buffer("rotary_cos", cos, persistent=False)
 
     def forward(self, query_input: Tensor, key_input: Tensor, value_input: Tensor) -> Float[Tensor, "batch pos d_model"]:
-        q, k, v = self._project(query_input, key_input, value_input)  # each [batch, pos, head, d_head]
+        z = self.gather(*self.read(query_input, key_input, value_input))  # [batch, pos, head, d_head]
+        if self.cfg.use_attn_result:
+            result = self.hook_result(torch.einsum("bphd,hdm->bphm", z, self.W_O))
+            return result.sum(2) + self.b_O
+        return F.linear(z.flatten(2), self.W_O.flatten(0, 1).T, self.b_O)
+
+    def read(self, query_input: Tensor, key_input: Tensor, value_input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values as scores and sums use them, smeared and turned, each ``[batch, pos, head, d_head]``."""
+        q, k, v = self._project(query_input, key_input, value_input)
         if self.cfg.smeared_keys:
             k = self.hook_k_smeared(smear(k, self.alpha_smear))
         if self.cfg.positional_embedding_type == "rotary":
-            q = self.hook_rot_q(self._rotate(q))
-            k = self.hook_rot_k(self._rotate(k))
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [batch, head, pos, d_head]
+            q = self.hook_rot_q(self.rotate(q))
+            k = self.hook_rot_k(self.rotate(k))
+        return q, k, v
 
+    def gather(
+        self,
+        q: Float[Tensor, "batch pos head d_head"],
+        k: Float[Tensor, "batch pos head d_head"],
+        v: Float[Tensor, "batch pos head d_head"],
+    ) -> Float[Tensor, "batch pos head d_head"]:
+        """Values weighted by attention."""
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [batch, head, pos, d_head]
         capped = self.cfg.attn_scores_soft_cap > 0
         if not capped and may_fuse(self, q, self.hook_attn_scores, self.hook_pattern):
             z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0 / self.attn_scale)
@@ -132,12 +148,7 @@ class Attention(nn.Module):
             scores = self.hook_attn_scores(scores.masked_fill_(future, -torch.inf))  # in place: these are the large tensors
             pattern = self.hook_pattern(self._softmax(scores))  # [batch, head, query, key], rows sum to 1
             z = pattern @ v
-        z = self.hook_z(z.transpose(1, 2))  # [batch, pos, head, d_head]
-
-        if self.cfg.use_attn_result:
-            result = self.hook_result(torch.einsum("bphd,hdm->bphm", z, self.W_O))
-            return result.sum(2) + self.b_O
-        return F.linear(z.flatten(2), self.W_O.flatten(0, 1).T, self.b_O)
+        return self.hook_z(z.transpose(1, 2))
 
     def _project(self, query_input: Tensor, key_input: Tensor, value_input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each ``[batch, pos, head, d_head]``."""
@@ -162,7 +173,7 @@ class Attention(nn.Module):
         # The derivative of softmax needs its result, and a hook may write into what it is given.
         return pattern.clone() if pattern.requires_grad and is_heard(self.hook_pattern) else pattern
 
-    def _rotate(self, x: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos head d_head"]:
+    def rotate(self, x: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos head d_head"]:
         """Turn each pair of the first ``rotary_dim`` dimensions by ``pos / base**(2 i / rotary_dim)``."""
         turned, kept = x[..., : self.cfg.rotary_dim], x[..., self.cfg.rotary_dim :]
         if self.cfg.rotary_adjacent_pairs:

@@ -73,6 +73,37 @@ def pos_embed_name() -> str:
     return "hook_pos_embed"
 
 
+def embed_name() -> str:
+    """Token embeddings, ``[batch, pos, d_model]``."""
+    return "hook_embed"
+
+
+def query_name(layer: int) -> str:
+    """Queries before any rotation, ``[batch, pos, head, d_head]``."""
+    return f"blocks.{layer}.attn.hook_q"
+
+
+def key_name(layer: int) -> str:
+    """Keys before smearing and rotation, ``[batch, pos, head, d_head]``."""
+    return f"blocks.{layer}.attn.hook_k"
+
+
+def head_input_name(layer: int, channel: str) -> str:
+    """Every head's own copy of the stream for its ``"q"``, ``"k"`` or ``"v"``, before the norm, ``[batch, pos, head, d_model]``;
+    fires only with ``use_split_qkv_input``."""
+    return f"blocks.{layer}.hook_{channel}_input"
+
+
+def mlp_in_name(layer: int) -> str:
+    """The MLP's own copy of the stream, before the norm, ``[batch, pos, d_model]``; fires only with ``use_hook_mlp_in``."""
+    return f"blocks.{layer}.hook_mlp_in"
+
+
+def mlp_out_name(layer: int) -> str:
+    """What an MLP writes, with its output bias, ``[batch, pos, d_model]``."""
+    return f"blocks.{layer}.hook_mlp_out"
+
+
 def check_model(model: Any) -> None:
     """Refuse what is not a model of the protocol.
 
@@ -86,6 +117,16 @@ def check_model(model: Any) -> None:
             f"got {type(model).__name__}, need a hooked model (with .cfg and .hooks): wrap it with "
             "circuits.from_transformer_lens(model), or load it with circuits.from_hf(path)"
         )
+
+
+def check_evaluated(model: Any) -> None:
+    """Refuse a model in training mode, whose dropout, if it has any, would be mistaken for an effect.
+
+    Raises:
+        ValueError: it is.
+    """
+    if getattr(model, "training", False):
+        raise ValueError("the model is in training mode, interventions compare runs in evaluation mode: call model.eval() first")
 
 
 def check_finite(model: HookedModel) -> None:

@@ -24,6 +24,11 @@ class Clean(NamedTuple):
     pattern: list[Tensor]  # [batch, head, query, key]; empty unless preserved
     scales: dict[str, Tensor]  # [batch, pos, 1]; empty unless frozen
 
+    def scale(self, norm: str, copies: int = 1) -> Tensor | None:
+        """The kept scale of a norm for so many copies of the batch; None where norms are live."""
+        kept = self.scales.get(f"{norm}.hook_scale")
+        return kept if kept is None or copies == 1 else kept.repeat(copies, 1, 1)
+
 
 def effects_stacked(
     model: HookedTransformer,
@@ -38,7 +43,7 @@ def effects_stacked(
     depth = model.cfg.n_layers
     with undisturbed(model):
         model.train()  # no dropout: the fused kernels' only key
-        clean = _clean_run(model, tokens, patterns, norms)
+        clean = clean_run(model, tokens, patterns, norms)
         reader = FinalLosses(model, tokens, clean.scales.get("ln_final.hook_scale"))
         loss = reader.losses(clean.after[-1][None])[0]
         total, straight = [], []
@@ -47,11 +52,12 @@ def effects_stacked(
             last = layer == depth - 1 and model.cfg.attn_only
             if direct or last:
                 straight.append(reader.losses_after(clean.after[-1], change, layer) - loss)
-            total.append(straight[-1] if last else reader.losses(_reacting(model, clean, layer, change)) - loss)
+            total.append(straight[-1] if last else reader.losses(reacting(model, clean, layer, change)) - loss)
     return loss, torch.stack(total), torch.stack(straight) if direct else None
 
 
-def _clean_run(model: HookedTransformer, tokens: Tensor, preserve: Patterns, norms: Norms) -> Clean:
+def clean_run(model: HookedTransformer, tokens: Int[Tensor, "batch pos"], preserve: Patterns, norms: Norms) -> Clean:
+    """The clean run, with patterns and scales of norms where they are to be kept."""
     layers = range(model.cfg.n_layers)
     kept: dict[str, Tensor] = {}
 
@@ -74,41 +80,49 @@ def _clean_run(model: HookedTransformer, tokens: Tensor, preserve: Patterns, nor
     )
 
 
-def _reacting(
+def reacting(
     model: HookedTransformer, clean: Clean, layer: int, change: Float[Tensor, "batch pos head d_head"]
 ) -> Float[Tensor, "head batch pos d_model"]:
     """Final streams with each head of a layer ablated in turn and everything later at work; stacked head by head."""
-    heads = model.cfg.n_heads
     attn = model.blocks[layer].attn
     by_head = change.permute(2, 0, 1, 3).flatten(1, 2)  # [head, batch * pos, d_head]
-
-    def frozen(name: str) -> Tensor | None:
-        return clean.scales[name].repeat(heads, 1, 1) if name in clean.scales else None
-
-    def ln2(at: int) -> Tensor | None:
-        return frozen(f"blocks.{at}.ln2.hook_scale")
-
     if model.cfg.attn_only:
         resid = torch.baddbmm(clean.after[layer].flatten(0, 1), by_head, attn.W_O).unflatten(1, change.shape[:2]).flatten(0, 1)
     else:
+        heads = change.shape[2]
         written = F.linear(clean.z[layer].flatten(2), attn.W_O.flatten(0, 1).T, attn.b_O).flatten(0, 1)
         written = torch.baddbmm(written, by_head, attn.W_O).unflatten(1, change.shape[:2]).flatten(0, 1)
-        resid = model.blocks[layer].after_attention(clean.resid_pre[layer].repeat(heads, 1, 1), written, ln2(layer))
-    pos = None
-    if model.cfg.positional_embedding_type == "shortformer":
-        pos = model.pos_embed.W_pos[: clean.tokens.shape[1]][None]
-    for at in range(layer + 1, model.cfg.n_layers):
+        scale = clean.scale(f"blocks.{layer}.ln2", heads)
+        resid = model.blocks[layer].after_attention(clean.resid_pre[layer].repeat(heads, 1, 1), written, scale)
+    return onward(model, clean, layer + 1, resid).unflatten(0, (change.shape[2], -1))
+
+
+def onward(
+    model: HookedTransformer, clean: Clean, first: int, resid: Float[Tensor, "stack pos d_model"]
+) -> Float[Tensor, "stack pos d_model"]:
+    """Final streams from those on entry to layer ``first``: copies of the batch, one behind the other; they are written over."""
+    copies = len(resid) // len(clean.tokens)
+    pos = placed(model, clean.tokens)
+    for at in range(first, model.cfg.n_layers):
         block = model.blocks[at]
         if clean.pattern:
-            out = _gathered(block, resid, clean.pattern[at], frozen(f"blocks.{at}.ln1.hook_scale"))
-            resid = block.after_attention(resid, out, ln2(at))
+            out = _gathered(block, resid, clean.pattern[at], clean.scale(f"blocks.{at}.ln1", copies))
+            resid = block.after_attention(resid, out, clean.scale(f"blocks.{at}.ln2", copies))
         elif is_plain(model) and not clean.scales:
             resid = _attended(block, resid, pos)
         else:
-            held = [(name, lambda scale, hook: frozen(hook.name)) for name in norm_scale_names(model, at) if name in clean.scales]
+            names = [name for name in norm_scale_names(model, at) if name in clean.scales]
+            held = [(name, lambda scale, hook: clean.scales[hook.name].repeat(copies, 1, 1)) for name in names]
             with model.hooks(fwd_hooks=held):
                 resid = block(resid, pos)
-    return resid.unflatten(0, (heads, -1))
+    return resid
+
+
+def placed(model: HookedTransformer, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "1 pos d_model"] | None:
+    """Shortformer positions, which queries and keys read behind the norm; None for other models."""
+    if model.cfg.positional_embedding_type != "shortformer":
+        return None
+    return model.pos_embed.W_pos[: tokens.shape[1]][None]
 
 
 def is_plain(model: HookedTransformer) -> bool:

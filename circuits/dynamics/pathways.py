@@ -1,0 +1,116 @@
+"""Which paths matter in a run, every measure in one call: terms of the path expansion, effects of every edge, attribution.
+
+Two texts are read. On repeated random tokens the loss of the repeated half is what induction is worth; the alternatives are
+means over other sequences of the same layout, position by position. On the run's own held-out text all predictions count. Path
+expansion is for attention-only models whose logits have no cap, and is left out of others.
+"""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from circuits.data.tokens import repeated_random_tokens
+from circuits.dynamics.detect import attention_measure
+from circuits.dynamics.functions import spread, text_of
+from circuits.dynamics.sweep import check_checkpoints
+from circuits.dynamics.together import gather_all, measure_all, merged
+from circuits.models.checkpoints import Checkpoints
+from circuits.paths.attribution import EdgeAttribution
+from circuits.paths.edges import EdgeEffects
+from circuits.paths.path_terms import PathTerms, number_of_paths
+from circuits.paths.term_importance import TermImportance
+from circuits.results import Measure, canonical
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+LONGEST_COPY = 50
+REPEATS, TEXT = 8, 16
+"""Examples of repeated tokens, and of text."""
+MOST_PATHS = 2000
+"""Paths that are listed in a result; of more, those of the highest order are taken together."""
+
+
+def repeated(run: Checkpoints) -> tuple[Tensor, Tensor] | None:
+    """Random tokens twice over, and which predictions are of repeated tokens; None where there is no room for two."""
+    ids = attention_measure(run).ids
+    allowed = np.arange(1, run.cfg.d_vocab) if ids is None else np.asarray(ids)
+    n = min(LONGEST_COPY, (run.cfg.n_ctx - 1) // 2, len(allowed))
+    if n < 2:
+        return None
+    tokens = repeated_random_tokens(allowed, n=n, examples=REPEATS, seed=0).tokens
+    count = torch.zeros(len(tokens), tokens.shape[1] - 1, dtype=torch.bool)
+    count[:, n + 1 :] = True  # position n + 1 is the first that has been seen before; it predicts the second token of the copy
+    return tokens, count
+
+
+def path_measures(run: Checkpoints) -> tuple[Measure, ...]:
+    """What reports and ``circuits paths`` measure of a run's paths: one configuration of each, so that they share artefacts."""
+    found: list[Measure] = []
+    if (copies := repeated(run)) is not None:
+        found.append(EdgeEffects(copies[0], "mean", count=copies[1], on="repeats"))
+    if (text := text_of(run)) is None:
+        return tuple(found)
+    tokens = spread(text.tokens, TEXT)
+    on_text = EdgeEffects(tokens, "mean", on="text")
+    found += [on_text, EdgeAttribution(on_text, "inputs")]
+    if run.cfg.attn_only and run.cfg.output_logits_soft_cap <= 0:
+        found += [TermImportance(tokens), PathTerms(tokens, max_order=_listed_order(run))]
+    return tuple(found)
+
+
+def _listed_order(run: Checkpoints) -> int | None:
+    """The highest order up to which all paths may be listed; None if that is all of them."""
+    counts = np.cumsum([number_of_paths(run.cfg, order) for order in range(run.cfg.n_layers + 1)])
+    return None if counts[-1] <= MOST_PATHS else max(1, int(np.searchsorted(counts, MOST_PATHS, side="right")) - 1)
+
+
+@dataclass(frozen=True)
+class Pathways:
+    """What ``pathways`` found.
+
+    Attributes:
+        run: the run's name. results: a dataset with ``step`` for each measure, by its name.
+        absent: why a measure has no data at any checkpoint, for those that have none.
+    """
+
+    run: str
+    results: "Mapping[str, xr.Dataset]"
+    absent: Mapping[str, str]
+
+    def merged(self) -> "xr.Dataset":
+        """All in one dataset, ``<measure>_<variable>``; what is absent, and why, as JSON in the attribute ``absent``."""
+        whole = merged(self.results, title=f"circuits paths: {self.run}")
+        return whole.assign_attrs(absent=canonical(dict(self.absent)))
+
+
+def pathways(run: Checkpoints, *, store: str | Path | None = None, workers: int = 0, progress: bool | None = None) -> Pathways:
+    """Measure the paths of every checkpoint: edges on repeated tokens and on text, attribution, terms of the expansion.
+
+    Args:
+        run: the training run. store: folder of artefacts, made if need be (default: nothing is kept).
+        workers: processes to spread checkpoints over; 0 works in this one. progress: show a bar (default: if watched).
+
+    Raises:
+        TypeError: ``run`` is not Checkpoints. ValueError: ``store`` is a file, or no measure has data, with the first reason.
+    """
+    check_checkpoints(run)
+    if store is None:
+        with tempfile.TemporaryDirectory() as folder:
+            return pathways(run, store=folder, workers=workers, progress=progress)
+    if Path(store).is_file():
+        raise ValueError(f"store is {store}, a file; give a folder")
+    wanted = [(measure, run) for measure in path_measures(run)]
+    if not wanted:
+        raise ValueError(f"{run.name} has neither text nor room for repeated tokens: give the run a corpus.safetensors")
+    measure_all(wanted, Path(store), workers=workers, progress=progress)
+    results, absent = gather_all(wanted, Path(store))
+    if not results:
+        raise ValueError(next(iter(absent.values())))
+    return Pathways(run.name, results, absent)

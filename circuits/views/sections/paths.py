@@ -1,0 +1,230 @@
+"""Paths: what each order of paths is worth, which edges carry what a repeat is worth, and the circuit they make."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from markupsafe import Markup
+
+from circuits.dynamics.pathways import path_measures
+from circuits.models.checkpoints import Checkpoints
+from circuits.models.own import own
+from circuits.paths.circuit import Circuit, ranking
+from circuits.paths.edges import edge_list
+from circuits.paths.wiring import Edge, Wiring
+from circuits.results import Measure
+from circuits.views.curves import rendered
+from circuits.views.formation import last_measured
+from circuits.views.graph import circuit_graph
+from circuits.views.html import count, decimal, image, paragraph, probability, spread, table, with_error, z_score
+from circuits.views.path_figures import agreement_figure, edge_curves, edge_table, order_curves
+from circuits.views.sections import Results, Section, Wanted
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+ROWS, CURVES, DRAWN = 10, 6, 40
+REPEATS, TEXT = "edge_effects_repeats", "edge_effects_text"
+PLAN: dict[str, dict[str, object]] = {
+    REPEATS: {"few": 3},
+    TEXT: {"last": True},
+    "term_importance": {"few": 4},
+    "path_terms": {"last": True},
+    "edge_attribution": {"last": True, "cheap": False},
+}
+
+
+def measures(run: Checkpoints) -> list[Wanted]:
+    return [wanted(run, measure) for measure in path_measures(run)]
+
+
+def wanted(run: Checkpoints, measure: Measure) -> Wanted:
+    """How the report treats one of the measures."""
+    how = PLAN[measure.name]
+    command = None if how.get("cheap", True) else f"circuits paths {run.name}"
+    return Wanted(measure, command=command, **how)  # type: ignore[arg-type]
+
+
+def render(run: Checkpoints, results: Results) -> str:
+    """Orders, then edges on repeated tokens and on text, then terms and attribution where they were measured."""
+    parts = [
+        paragraph(
+            "A head writes into the residual stream and later heads, as query, key or value, and the logits read it there. A "
+            "<b>path</b> is one way from the token to the logits; an <b>edge</b> is one step of it."
+        )
+    ]
+    parts += orders(results["term_importance"]) if "term_importance" in results else []
+    for name, what in ((REPEATS, "repeated random tokens (the loss of the repeated half)"), (TEXT, "the run’s held-out text")):
+        parts += edges(run, results[name], what) if name in results else []
+    parts += terms(results["path_terms"]) if "path_terms" in results else []
+    parts += attribution(results["edge_attribution"]) if "edge_attribution" in results else []
+    if len(parts) == 1:
+        parts.append(paragraph("<b>Left out.</b> This run has neither a text nor room for repeated tokens."))
+    return Markup("\n").join(parts)
+
+
+def orders(found: "xr.Dataset") -> list[Markup]:
+    """Marginal effects of paths by the number of heads in them."""
+    step = last_measured(found)
+    end = found.sel(step=step)
+    rows = []
+    for order in end["order"].values:
+        here = end.sel(order=order)
+        before = f"{decimal(float(here['null_mean']))} (sd {spread(float(here['null_sd']))}), z {z_score(float(here['z']))}"
+        rows.append(
+            (
+                f"{int(order)} (no head)" if order == 0 else f"{int(order)}",
+                with_error(float(here["value"]), float(here["stderr"])),
+                before,
+                with_error(float(here["loss"]), float(here["loss_stderr"])),
+            )
+        )
+    by_layer = "; ".join(
+        f"layer {int(layer)}: {with_error(float(here['alone']), float(here['alone_stderr']))} nats against the direct path only, "
+        f"{with_error(float(here['given_rest']), float(here['given_rest_stderr']))} given everything else"
+        for layer in end["layer"].values
+        for here in [end.sel(layer=layer)]
+    )
+    parts = [
+        Markup("<h3>Paths by the number of heads in them</h3>"),
+        paragraph(
+            "With attention patterns and the scales of norms kept from the run itself, the logits are a sum over paths, biases "
+            "as terms of their own. The marginal effect of an order is what the loss falls by when its paths are added to all "
+            "shorter ones (Elhage et al. 2021); chance is 0, the null adds the paths of another example. Order 0 is against the "
+            "uniform prediction."
+        ),
+        table(
+            ("heads in the path", "marginal effect (nats)", "null", "loss with all up to it"), rows, numeric=(1, 2, 3),
+            caption=f"Step {count(step)}, held-out text, ± standard error over {end.attrs.get('n_examples', '')} examples. "
+            f"Paths through one head, by its layer: {by_layer}.",
+        ),
+    ]  # fmt: skip
+    if found.sizes["step"] > 1:
+        parts.append(
+            image(
+                rendered(order_curves(found), "svg"),
+                "image/svg+xml",
+                alt="Marginal effect of paths by order over training.",
+                caption="Marginal effect by order over the measured checkpoints, nats; bands are ± one standard error.",
+            )
+        )
+    return parts
+
+
+def edges(run: Checkpoints, found: "xr.Dataset", what: str) -> list[Markup]:
+    """The table of the strongest edges, all of them as a map, the circuit of the strongest, and curves."""
+    found = found if "step" in found.dims else found.expand_dims("step")
+    step = last_measured(found)
+    end = found.sel(step=step)
+    scores = dict(zip(edge_list(end), end["value"].values.tolist(), strict=True))
+    best = ranking(scores)
+    rows = [edge_row(end, edge) for edge in best[:ROWS]]
+    top = "; ".join(f"{edge} {decimal(scores[edge])}" for edge in best[:3])
+    base = with_error(float(end["base"]), float(end["base_stderr"]))
+    parts = [
+        Markup("<h3>Edges on {}</h3>").format(what),
+        paragraph(
+            "Each edge alone: what the loss rises by (nats) when its reader gets the source’s mean over other examples in place "
+            "of the source, and everything behind the reader reacts. Redundant edges hide each other here. Clean loss: {}.",
+            base,
+        ),
+        table(
+            ("edge", "effect (nats)", "its kind: mean (sd)", "z", "p"), rows, numeric=range(1, 5),
+            caption=f"Step {count(step)}: the {len(rows)} edges of largest effect, of {len(scores)}, ± standard error over "
+            f"{end.attrs.get('n_examples', '')} examples. Its kind: the other edges between heads of the same two layers, into "
+            "the same input; p is the rank among them, one-sided, ≤ where it is as small as it can be, and not adjusted for the "
+            "number of edges.",
+        ),
+        image(
+            rendered(edge_table(end, scale="symlog"), "svg"), "image/svg+xml",
+            alt=f"Effect of every edge at step {step}, by source and destination. Largest: {top}.",
+            caption=f"Every edge at step {count(step)} (linear near 0, logarithmic beyond). Hatched: no such edge.",
+        ),
+        drawn(run, scores, best, step),
+    ]  # fmt: skip
+    if found.sizes["step"] > 2:
+        parts.append(
+            image(
+                rendered(edge_curves(found, [str(edge) for edge in best[:CURVES]]), "svg"),
+                "image/svg+xml",
+                alt=f"The strongest edges over training. At step {step}: {top}.",
+                caption="The edges that end strongest, over the measured checkpoints; bands are ± one standard error. "
+                "<code>circuits paths</code> measures every checkpoint.",
+            )
+        )
+    return parts
+
+
+def edge_row(end: "xr.Dataset", edge: Edge) -> tuple[object, ...]:
+    here = end.sel(edge=str(edge))
+    kind = f"{decimal(float(here['null_mean']))} ({spread(float(here['null_sd']))})"
+    return (
+        Markup("<b>{}</b>").format(str(edge)),
+        with_error(float(here["value"]), float(here["stderr"])),
+        kind,
+        z_score(float(here["z"])),
+        probability(float(here["p"]), float(here["smallest_p"])),
+    )
+
+
+def drawn(run: Checkpoints, scores: dict[Edge, float], best: list[Edge], step: int) -> Markup:
+    """The strongest edges as a circuit: those on a way from the embeddings to the logits."""
+    wiring = Wiring.of(own(run.at(step)))
+    circuit = Circuit(wiring, tuple(best[:DRAWN]), scores).connected()
+    return image(
+        rendered(circuit_graph(circuit), "svg"), "image/svg+xml",
+        alt=f"A drawing of {len(circuit)} edges.",
+        caption=f"Of the {min(DRAWN, len(best))} strongest edges at step {count(step)}, the {len(circuit)} that are on a way "
+        "from an embedding to the logits. A drawing, not a verified circuit: see <code>circuits.paths.faithfulness</code>.",
+    )  # fmt: skip
+
+
+def terms(found: "xr.Dataset") -> list[Markup]:
+    """The paths with the largest shares of the loss."""
+    found = found if "step" in found.dims else found.expand_dims("step")
+    step = last_measured(found)
+    end = found.sel(step=step)
+    order = np.argsort(-np.abs(end["value"].values), kind="stable")[:ROWS]
+    rows = [
+        (
+            Markup("<b>{}</b>").format(str(end["edge"].values[at])),
+            with_error(float(end["value"][at]), float(end["stderr"][at])),
+            f"{decimal(float(end['null_mean'][at]))} ({spread(float(end['null_sd'][at]))})",
+            z_score(float(end["z"][at])),
+        )
+        for at in order
+    ]
+    loss, uniform = (float(end.attrs.get(name, np.nan)) for name in ("loss", "uniform"))
+    of = f" of {decimal(loss - uniform)}" if np.isfinite(loss) else ""
+    return [
+        Markup("<h3>Terms of the path expansion</h3>"),
+        table(
+            ("path", "share of the loss (nats)", "other targets: mean (sd)", "z"), rows, numeric=(1, 2, 3),
+            caption=f"Step {count(step)}: the {len(rows)} paths with the largest shares; all shares add up to the loss less that "
+            f"of the uniform prediction{of}. Below 0: the path lowers the loss. The null reads the same term against the "
+            "targets of other examples: what a path does whatever comes next, such as raising frequent tokens, it does there "
+            "too. These are value paths, patterns given; what shapes patterns is in the edges above.",
+        ),
+    ]  # fmt: skip
+
+
+def attribution(found: "xr.Dataset") -> list[Markup]:
+    """How well attribution ranks the edges."""
+    found = found if "step" in found.dims else found.expand_dims("step")
+    step = last_measured(found)
+    end = found.sel(step=step)
+    said = [
+        f"{decimal(float(end[name]))} [{decimal(float(end[f'{name}_low']))}, {decimal(float(end[f'{name}_high']))}]"
+        for name in ("agreement", "agreement_of_moduli")
+    ]
+    return [
+        Markup("<h3>Attribution against exact effects</h3>"),
+        image(
+            rendered(agreement_figure(end), "svg"), "image/svg+xml",
+            alt=f"Estimated against exact effect of every edge at step {step}; rank correlation {said[0]}.",
+            caption=f"Every edge at step {count(step)}: integrated gradients over inputs against the exact effect. Spearman’s "
+            f"rank correlation {said[0]}, of moduli {said[1]} (95% intervals over examples).",
+        ),
+    ]  # fmt: skip
+
+
+SECTION = Section("paths", "Paths and edges", 47, measures, render)
