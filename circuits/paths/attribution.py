@@ -110,7 +110,7 @@ def attributed(
     for batch in made.batches():
         total: Any = 0.0
         for weight, share, inputs in _runs(made, batch, integrated, steps):
-            total = total + weight * _products(made, batch, edges, share, inputs)
+            total = total + weight * products(made, batch, edges, share, inputs)
         found.append(total.cpu())
     return torch.cat(found, dim=1)
 
@@ -136,7 +136,7 @@ def _runs(
             }  # fmt: skip
 
 
-def _products(
+def products(
     made: Intervention, batch: Batch, edges: Sequence[Edge], share: float, inputs: dict[str, Tensor]
 ) -> Float[Tensor, "edge batch"]:
     """``difference(u) . dm/dx_v`` of each edge in one run."""

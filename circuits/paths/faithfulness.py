@@ -59,19 +59,20 @@ class Scale:
 
     def faithfulness(self, effect: Float[np.ndarray, "*what example"]) -> Float[np.ndarray, "*what"]:
         """``1 - effect / effect of ablating everything``, as a ratio of means."""
-        return 1 - effect.mean(-1) / self.nothing.mean() if self.works else np.full(effect.shape[:-1], np.nan)
+        return np.asarray(1 - effect.mean(-1) / self.nothing.mean()) if self.works else np.full(effect.shape[:-1], np.nan)
 
     def drawn(self, effect: Float[np.ndarray, "*what example"]) -> Float[np.ndarray, "*what draw"]:
         """The same on examples drawn anew."""
         return 1 - effect @ self.weights.T / (self.nothing @ self.weights.T)
 
-    def spread(self, effect: Float[np.ndarray, "*what example"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def spread(self, effect: Float[np.ndarray, "*what example"]) -> tuple[np.ndarray, ...]:
         """Standard error and the ends of the 95% interval."""
         if not self.works:
             nan = np.full(effect.shape[:-1], np.nan)
             return nan, nan, nan
         drawn = self.drawn(effect)
-        return drawn.std(-1, ddof=1), *np.quantile(drawn, (0.025, 0.975), axis=-1)
+        low, high = np.quantile(drawn, (0.025, 0.975), axis=-1)
+        return tuple(np.asarray(x) for x in (drawn.std(-1, ddof=1), low, high))
 
 
 def faithfulness(

@@ -218,7 +218,7 @@ def read_positions(given: Any, tokens: Int[Tensor, "example pos"]) -> Bool[Tenso
                 f"positions are bools of shape {tuple(asked.shape)}, need ({length},) or ({examples}, {length}) for these tokens"
             )
         chosen = asked.expand(examples, length)
-    elif asked.is_floating_point() or asked.is_complex():
+    elif asked.numel() and (asked.is_floating_point() or asked.is_complex()):
         raise TypeError(f"positions are {asked.dtype}, need indices or bools")
     else:
         if asked.numel() and not (-length <= int(asked.min()) and int(asked.max()) < length):

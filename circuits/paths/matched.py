@@ -18,26 +18,29 @@ from circuits.models.heads import Head
 from circuits.paths.places import Path
 from circuits.paths.wiring import Edge, Wiring, by_kind
 
-MANY = 5000
-"""Arrangements that are listed rather than drawn."""
+LISTED, DRAWN = 1000, 2000
+"""As many arrangements are listed; of more, at most so many are drawn."""
 
 
 def matched_sets(groups: Sequence[Sequence[Path]], wiring: Wiring, most: int, seed: int) -> list[list[tuple[Path, ...]]]:
     """Controls of some groups of paths, at most so many, each once: heads are exchanged alike in all groups."""
+    if most == 0:
+        return []
     heads = sorted({Head.parse(hop.split(".")[0]) for paths in groups for path in paths for hop in path if "H" in hop})
     by_layer: dict[int, list[int]] = {}
     for head in heads:
         by_layer.setdefault(head.layer, []).append(head.head)
     total = wiring.cfg.n_heads
-    own = tuple(frozenset(paths) for paths in groups)
+    own = frozenset(frozenset(paths) for paths in groups)
+    names = {str(head): head for head in heads}
     choices = math.prod(math.perm(total, len(named)) for named in by_layer.values())
     rng = np.random.default_rng([seed, 50])
-    found: dict[tuple[frozenset[Path], ...], None] = {}
-    for renamed in _arrangements(by_layer, total, rng, listed=choices <= MANY, draws=20 * most):
-        other = tuple(frozenset(tuple(_renamed(hop, renamed) for hop in path) for path in paths) for paths in groups)
-        if other != own:
-            found.setdefault(other)
-    controls = list(found)
+    found: dict[frozenset[frozenset[Path]], tuple[frozenset[Path], ...]] = {}  # groups are no order of groups
+    for renamed in _arrangements(by_layer, total, rng, listed=choices <= LISTED, draws=min(20 * most, DRAWN)):
+        other = tuple(frozenset(tuple(_renamed(hop, renamed, names) for hop in path) for path in paths) for paths in groups)
+        if frozenset(other) != own:
+            found.setdefault(frozenset(other), other)
+    controls = list(found.values())
     if len(controls) > most:
         controls = [controls[at] for at in np.sort(rng.choice(len(controls), most, replace=False))]
     return [[tuple(sorted(paths)) for paths in control] for control in controls]
@@ -60,11 +63,9 @@ def _arrangements(
         }
 
 
-def _renamed(hop: str, renamed: dict[Head, Head]) -> str:
-    if "H" not in hop:
-        return hop
+def _renamed(hop: str, renamed: dict[Head, Head], names: dict[str, Head]) -> str:
     head, dot, channel = hop.partition(".")
-    return f"{renamed[Head.parse(head)]}{dot}{channel}"
+    return f"{renamed[names[head]]}{dot}{channel}" if head in names else hop
 
 
 class Beside(NamedTuple):

@@ -11,7 +11,7 @@ from circuits.models.config import HookedTransformerConfig
 from circuits.models.effects import effects_by_hooks
 from circuits.models.hooked import HookedTransformer, next_token_loss
 from circuits.models.interventions import Ablation, mean_z, replacement
-from circuits.paths.attribution import attributed
+from circuits.paths.attribution import attributed, products
 from circuits.paths.by_hooks import logits_by_hooks
 from circuits.paths.edited import edited_stream, of_edges
 from circuits.paths.intervention import Intervention, example_bytes
@@ -234,33 +234,26 @@ def test_a_path_is_less_than_its_first_edge():
     assert float((edge - path).abs().max()) > 1e-4
 
 
-@settings(max_examples=6)
-@given(
-    shape=st.sampled_from(sorted(SHAPES)),
-    way=st.sampled_from(WAYS),
-    integrated=st.sampled_from(["no", "edges"]),
-    seed=st.integers(0, 1000),
-)
-def test_attribution_is_the_derivative_by_the_share_of_an_edge(shape, way, integrated, seed):
-    """First order: the difference quotient at a small share. Integrated over edges: the mean of such quotients adds up."""
+@settings(max_examples=8)
+@given(shape=st.sampled_from(sorted(SHAPES)), way=st.sampled_from(WAYS), share=st.floats(0.1, 0.9), seed=st.integers(0, 1000))
+def test_attribution_is_the_derivative_by_the_share_of_an_edge(shape, way, share, seed):
+    """First order by one edge's share, and where all edges carry a share, the sum over edges by that share."""
     made = Intervention(make(**SHAPES[shape]), TOKENS, way)
     edges = made.wiring.edges
-    if integrated == "edges":
-        total = attributed(made, edges, integrated="edges", steps=12).sum(0)
-        torch.testing.assert_close(total, made.together([edges])[0], rtol=0, atol=2e-3)
-        return
-    first = attributed(made, edges)
     edge = edges[seed % len(edges)]
-    torch.testing.assert_close(first[edges.index(edge)], quotient(made, edge), rtol=0, atol=1e-6)
+    torch.testing.assert_close(attributed(made, [edge])[0], quotient(made, [edge], 0.0), rtol=1e-6, atol=1e-6)
+    values = products(made, whole(made), edges, share, {})
+    torch.testing.assert_close(values.sum(0), quotient(made, edges, share), rtol=1e-6, atol=1e-6)
 
 
-def quotient(made, edge, share=1e-4):
+def quotient(made, edges, share, step=1e-4):
+    """Of the metric by the share that these edges carry."""
     batch = whole(made)
     there, back = (
-        batch.reader.of(edited_stream(made.model, batch.clean, batch.alternative, of_edges([edge]), share=at)[None])[0]
-        for at in (share, -share)
+        batch.reader.of(edited_stream(made.model, batch.clean, batch.alternative, of_edges(edges), share=at)[None])[0]
+        for at in (share + step, share - step)
     )
-    return (there - back) / (2 * share)
+    return (there - back) / (2 * step)
 
 
 def test_memory_decides_how_many_examples_not_what_comes_out():

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from circuits.models.config import HookedTransformerConfig
 from circuits.paths.circuit import Circuit
 from circuits.paths.wiring import Edge, Wiring
-from circuits.views import graph, path_figures
+from circuits.views import graph, graph_layout, path_figures
 from circuits.views.figures import rendered
-from circuits.views.graph import circuit_graph, circuit_svg, layout, show, to_svg
+from circuits.views.graph import circuit_graph, circuit_svg, show, to_svg
+from circuits.views.graph_layout import layout
 
 EVIL = '</title></svg><script>alert("1")</script> & $x$ \x00\ud800 中'
 SVG = "{http://www.w3.org/2000/svg}"
@@ -93,16 +94,16 @@ def test_heads_in_a_row_are_exchanged_where_lines_would_cross():
 
 
 def test_no_exchange_of_neighbours_saves_a_crossing():
-    assert graph._crossings([["L0H0", "L0H1"], ["L1H0", "L1H1"]], [Edge("L0H0", "L1H1.q"), Edge("L0H1", "L1H0.q")]) == 1
-    assert graph._crossings([["L0H0", "L0H1"], ["L1H0", "L1H1"]], [Edge("L0H0", "L1H0.q"), Edge("L0H1", "L1H1.q")]) == 0
+    assert graph_layout._crossings([["L0H0", "L0H1"], ["L1H0", "L1H1"]], [Edge("L0H0", "L1H1.q"), Edge("L0H1", "L1H0.q")]) == 1
+    assert graph_layout._crossings([["L0H0", "L0H1"], ["L1H0", "L1H1"]], [Edge("L0H0", "L1H0.q"), Edge("L0H1", "L1H1.q")]) == 0
     for seed in range(4):
         edges = some(wiring(2, 5), 30, seed).edges
         rows = layout(wiring(2, 5), edges).rows
-        least = graph._crossings(rows, edges)
+        least = graph_layout._crossings(rows, edges)
         for at, row in enumerate(rows):
             for i in range(len(row) - 1):
                 turned = [*row[:i], row[i + 1], row[i], *row[i + 2 :]]
-                assert graph._crossings([*rows[:at], turned, *rows[at + 1 :]], edges) >= least
+                assert graph_layout._crossings([*rows[:at], turned, *rows[at + 1 :]], edges) >= least
 
 
 def test_the_strongest_edges_are_kept_and_the_caption_says_so():

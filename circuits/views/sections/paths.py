@@ -1,6 +1,6 @@
 """Paths: what each order of paths is worth, which edges carry what a repeat is worth, and the circuit they make."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
@@ -11,12 +11,11 @@ from circuits.models.own import own
 from circuits.paths.circuit import Circuit, ranking
 from circuits.paths.edges import edge_list
 from circuits.paths.wiring import Edge, Wiring
-from circuits.results import Measure
 from circuits.views.curves import rendered
 from circuits.views.formation import last_measured
 from circuits.views.graph import circuit_graph
 from circuits.views.html import count, decimal, image, paragraph, probability, spread, table, with_error, z_score
-from circuits.views.path_figures import agreement_figure, edge_curves, edge_table, order_curves
+from circuits.views.path_figures import edge_curves, edge_table, order_curves
 from circuits.views.sections import Results, Section, Wanted
 
 if TYPE_CHECKING:
@@ -24,28 +23,20 @@ if TYPE_CHECKING:
 
 ROWS, CURVES, DRAWN = 10, 6, 40
 REPEATS, TEXT = "edge_effects_repeats", "edge_effects_text"
-PLAN: dict[str, dict[str, object]] = {
+PLAN: dict[str, dict[str, Any]] = {
     REPEATS: {"few": 3},
     TEXT: {"last": True},
     "term_importance": {"few": 4},
     "path_terms": {"last": True},
-    "edge_attribution": {"last": True, "cheap": False},
 }
 
 
 def measures(run: Checkpoints) -> list[Wanted]:
-    return [wanted(run, measure) for measure in path_measures(run)]
-
-
-def wanted(run: Checkpoints, measure: Measure) -> Wanted:
-    """How the report treats one of the measures."""
-    how = PLAN[measure.name]
-    command = None if how.get("cheap", True) else f"circuits paths {run.name}"
-    return Wanted(measure, command=command, **how)  # type: ignore[arg-type]
+    return [Wanted(measure, **PLAN[measure.name]) for measure in path_measures(run) if measure.name in PLAN]
 
 
 def render(run: Checkpoints, results: Results) -> str:
-    """Orders, then edges on repeated tokens and on text, then terms and attribution where they were measured."""
+    """Orders, then edges on repeated tokens and on text, then terms, each where the run has what it needs."""
     parts = [
         paragraph(
             "A head writes into the residual stream and later heads, as query, key or value, and the logits read it there. A "
@@ -56,7 +47,6 @@ def render(run: Checkpoints, results: Results) -> str:
     for name, what in ((REPEATS, "repeated random tokens (the loss of the repeated half)"), (TEXT, "the run’s held-out text")):
         parts += edges(run, results[name], what) if name in results else []
     parts += terms(results["path_terms"]) if "path_terms" in results else []
-    parts += attribution(results["edge_attribution"]) if "edge_attribution" in results else []
     if len(parts) == 1:
         parts.append(paragraph("<b>Left out.</b> This run has neither a text nor room for repeated tokens."))
     return Markup("\n").join(parts)
@@ -112,7 +102,6 @@ def orders(found: "xr.Dataset") -> list[Markup]:
 
 def edges(run: Checkpoints, found: "xr.Dataset", what: str) -> list[Markup]:
     """The table of the strongest edges, all of them as a map, the circuit of the strongest, and curves."""
-    found = found if "step" in found.dims else found.expand_dims("step")
     step = last_measured(found)
     end = found.sel(step=step)
     scores = dict(zip(edge_list(end), end["value"].values.tolist(), strict=True))
@@ -148,13 +137,13 @@ def edges(run: Checkpoints, found: "xr.Dataset", what: str) -> list[Markup]:
                 "image/svg+xml",
                 alt=f"The strongest edges over training. At step {step}: {top}.",
                 caption="The edges that end strongest, over the measured checkpoints; bands are ± one standard error. "
-                "<code>circuits paths</code> measures every checkpoint.",
+                "“circuits paths RUN” measures every checkpoint.",
             )
         )
     return parts
 
 
-def edge_row(end: "xr.Dataset", edge: Edge) -> tuple[object, ...]:
+def edge_row(end: "xr.Dataset", edge: Edge) -> tuple[Any, ...]:
     here = end.sel(edge=str(edge))
     kind = f"{decimal(float(here['null_mean']))} ({spread(float(here['null_sd']))})"
     return (
@@ -171,16 +160,15 @@ def drawn(run: Checkpoints, scores: dict[Edge, float], best: list[Edge], step: i
     wiring = Wiring.of(own(run.at(step)))
     circuit = Circuit(wiring, tuple(best[:DRAWN]), scores).connected()
     return image(
-        rendered(circuit_graph(circuit), "svg"), "image/svg+xml",
+        rendered(circuit_graph(circuit, title=f"The strongest edges at step {count(step)}"), "svg"), "image/svg+xml",
         alt=f"A drawing of {len(circuit)} edges.",
         caption=f"Of the {min(DRAWN, len(best))} strongest edges at step {count(step)}, the {len(circuit)} that are on a way "
-        "from an embedding to the logits. A drawing, not a verified circuit: see <code>circuits.paths.faithfulness</code>.",
+        "from an embedding to the logits. A drawing, not a verified circuit: circuits.paths.faithfulness verifies one.",
     )  # fmt: skip
 
 
 def terms(found: "xr.Dataset") -> list[Markup]:
     """The paths with the largest shares of the loss."""
-    found = found if "step" in found.dims else found.expand_dims("step")
     step = last_measured(found)
     end = found.sel(step=step)
     order = np.argsort(-np.abs(end["value"].values), kind="stable")[:ROWS]
@@ -203,26 +191,6 @@ def terms(found: "xr.Dataset") -> list[Markup]:
             f"of the uniform prediction{of}. Below 0: the path lowers the loss. The null reads the same term against the "
             "targets of other examples: what a path does whatever comes next, such as raising frequent tokens, it does there "
             "too. These are value paths, patterns given; what shapes patterns is in the edges above.",
-        ),
-    ]  # fmt: skip
-
-
-def attribution(found: "xr.Dataset") -> list[Markup]:
-    """How well attribution ranks the edges."""
-    found = found if "step" in found.dims else found.expand_dims("step")
-    step = last_measured(found)
-    end = found.sel(step=step)
-    said = [
-        f"{decimal(float(end[name]))} [{decimal(float(end[f'{name}_low']))}, {decimal(float(end[f'{name}_high']))}]"
-        for name in ("agreement", "agreement_of_moduli")
-    ]
-    return [
-        Markup("<h3>Attribution against exact effects</h3>"),
-        image(
-            rendered(agreement_figure(end), "svg"), "image/svg+xml",
-            alt=f"Estimated against exact effect of every edge at step {step}; rank correlation {said[0]}.",
-            caption=f"Every edge at step {count(step)}: integrated gradients over inputs against the exact effect. Spearman’s "
-            f"rank correlation {said[0]}, of moduli {said[1]} (95% intervals over examples).",
         ),
     ]  # fmt: skip
 
