@@ -46,7 +46,7 @@ from circuits.models.checkpoints import Checkpoints
 from circuits.models.convert import COPIED, to_transformer_lens_state
 from circuits.models.hooked import HookedTransformer, next_token_loss
 from circuits.models.protocol import head_input_name, key_name, query_name, resid_post_name
-from circuits.paths.attribution import attributed
+from circuits.paths.attribution import Integrated, attributed
 from circuits.paths.edited import edited_stream, of_edges
 from circuits.paths.intervention import MAX_BYTES, Intervention
 from circuits.paths.wiring import EMBED, LOGITS, POS, Edge, Wiring, head_of, layer_of
@@ -55,7 +55,8 @@ RUN = Path(__file__).parents[1] / "fixtures" / "stdlib-2l"
 EXAMPLES, TURNS = 64, 2
 MODELS = {"stdlib-2l": (64, 16), "random-4l": (16, 8)}
 """Models, and how many examples are taken of time and of memory."""
-WAYS, KINDS = ("loop", "hooks", "lens"), ("no", "inputs")
+WAYS = ("loop", "hooks", "lens")
+KINDS: tuple[Integrated, ...] = ("no", "inputs")
 PARTS = ("exact", *WAYS, "attribution", "memory", "auto-circuit")
 GOALS = {("lens", 2): 10.0, ("lens", 4): 10.0, ("loop", 2): 4.0, ("loop", 4): 2.5}
 """How many times less CPU time all edges at once should take, by depth."""
@@ -76,6 +77,11 @@ def cpu(work: Callable[[], Any]) -> tuple[float, Any]:
     start = time.process_time()
     found = work()
     return time.process_time() - start, found
+
+
+def gap(found: Tensor, expected: Tensor) -> float:
+    """The largest difference; infinite where something is no number."""
+    return float((found - expected).abs().nan_to_num(nan=float("inf")).max())
 
 
 def groups_of(wiring: Wiring, each: int) -> list[tuple[int, list[Edge]]]:
@@ -188,13 +194,14 @@ def measure(name: str, given: argparse.Namespace) -> bool:
     print(f"{name}: {len(row):,} edges, {examples} of {EXAMPLES} x {corpus.shape[1]} tokens, {given.threads} threads")
     hooked = hooked_models(model, given.parts)
     ways = [way for way in WAYS if way in hooked or (way == "loop" and way in given.parts)]
-    kinds = KINDS if "attribution" in given.parts else ()
+    kinds: tuple[Integrated, ...] = KINDS if "attribution" in given.parts else ()
     setup, seconds = 0.0, dict.fromkeys(("exact", *ways, *kinds), 0.0)
     difference, largest = dict.fromkeys(ways, 0.0), 0.0
     effects, estimates = [], {kind: [] for kind in kinds}
 
     warm = Sides(model, corpus[:8], corpus, hooked, given.batch)
-    warm.made.one_by_one(groups[0][1][:1]), warm.prepare()
+    warm.made.one_by_one(groups[0][1][:1])
+    warm.prepare()
     for way in ways:
         warm.by(way, groups[0][1][:1])
     for part in corpus[:examples].chunk(TURNS):
@@ -209,7 +216,7 @@ def measure(name: str, given: argparse.Namespace) -> bool:
             for way in ways:
                 took, literal = cpu(partial(sides.by, way, chosen))
                 seconds[way] += took * count / len(chosen)
-                difference[way] = max(difference[way], float((literal - found[[row[edge] for edge in chosen]]).abs().max()))
+                difference[way] = max(difference[way], gap(literal, found[[row[edge] for edge in chosen]]))
         for kind in kinds:
             took, estimate = cpu(partial(attributed, sides.made, wiring.edges, integrated=kind, steps=5))
             seconds[kind] += took
@@ -333,10 +340,11 @@ def against_auto_circuit() -> bool:
                 losses.append(next_token_loss(patchable(tokens), tokens, per_token=True).mean(1))
         return torch.stack(losses)
 
-    loop(), made.one_by_one()  # warm
+    loop()  # warm up
+    made.one_by_one()
     theirs_took, slow = cpu(loop)
     ours_took, fast = cpu(lambda: Intervention(model, tokens).one_by_one(list(edges)))
-    difference = float((fast + made.base() - slow).abs().max())
+    difference = gap(fast + made.base(), slow)
     print(
         f"auto-circuit: {len(edges)} edges, {theirs_took:.2f} CPU s, exact {ours_took:.2f}, {theirs_took / ours_took:.1f} x; "
         f"largest mean effect {float(fast.mean(1).abs().max()):.2f} nats, difference {difference:.1e}"
@@ -354,6 +362,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.examples is not None and not TURNS <= given.examples <= EXAMPLES:
+        parser.error(f"--examples {given.examples}: need {TURNS} to {EXAMPLES}")
     torch.set_num_threads(given.threads)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     if given.peak:

@@ -5,6 +5,7 @@ transformer_lens. Everything else lives in its room: ``circuits.models``, ``circ
 ``circuits.weights``, ``circuits.paths``, ``circuits.dynamics``, ``circuits.views``.
 """
 
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -85,7 +86,9 @@ if not TYPE_CHECKING:  # a type checker knows the names by the imports above, an
         elif name in _HOMES:
             value = getattr(__import__(_HOMES[name], fromlist=[name]), name)
         else:
-            raise AttributeError(f"module 'circuits' has no attribute {name!r}; it offers {', '.join(_HOMES)}")
+            near = get_close_matches(name, _HOMES, n=3, cutoff=0.4)
+            offers = f"it offers {', '.join(near)} and others" if near else "see what it offers"
+            raise AttributeError(f"module 'circuits' has no attribute {name!r}; {offers}: dir(circuits)")
         globals()[name] = value
         return value
 

@@ -53,16 +53,14 @@ class FinalLosses:
         x = resid[:, :-1].flatten(0, 1)
         rows = change[..., :-1, :, :].flatten(-4, -3).reshape(-1, len(x), *change.shape[-2:])
         dz = rows.transpose(1, 2).flatten(0, 1).contiguous()  # heads of all of the stack, then rows
-        found = []
+        found = x.new_empty(len(dz), len(x))  # once: small results kept between large temporaries would keep the heap apart
         for at in _pieces(len(x)):
             y = x[at] @ self.M
-            each = []
             for one in range(len(dz)):
                 head = one % len(W_O)
                 rate = self._rate(torch.addmm(x[at], dz[one, at], W_O[head])) if self.held is None else self.held[at]
-                each.append(self._loss(torch.addmm(y, dz[one, at], out[head]), rate, at))
-            found.append(torch.stack(each))
-        return torch.cat(found, dim=1).view(*stack, len(W_O), len(resid), -1)
+                found[one, at] = self._loss(torch.addmm(y, dz[one, at], out[head]), rate, at)
+        return found.view(*stack, len(W_O), len(resid), -1)
 
     def _rate(self, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row 1"]:
         """One over the norm's scale."""

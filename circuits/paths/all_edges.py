@@ -60,8 +60,12 @@ def edge_values(
     difference = alternative - written
     if positions is not None:
         difference = difference * positions[None, :, :, None]
-    diffs = dict(zip(wiring.sources, difference, strict=True))
-    wanted = set(wanted)
+    diffs = {source: one for source, one in zip(wiring.sources, difference, strict=True) if bool(one.any())}
+    unchanged = [edge for edge in wanted if edge.source not in diffs]
+    if unchanged:
+        value = reader.of(clean.after[-1][None])[0]
+        yield from ((edge, value) for edge in unchanged)
+    wanted = set(wanted).difference(unchanged)
     last = model.cfg.n_layers - 1
     for layer in range(model.cfg.n_layers):
         changes = _changes(model, clean, layer, diffs, wanted)

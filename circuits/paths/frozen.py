@@ -24,7 +24,7 @@ from circuits.models.final_losses import FinalLosses
 from circuits.models.hooked import HookedTransformer
 from circuits.models.layers import Norm
 from circuits.models.own import bare
-from circuits.models.protocol import check_finite, check_model, check_tokens, device_of
+from circuits.models.protocol import check_evaluated, check_finite, check_model, check_tokens, device_of
 from circuits.models.stacked import Clean, clean_run
 from circuits.paths.wiring import EMBED, POS
 
@@ -125,9 +125,11 @@ def linear_model(model: Any) -> HookedTransformer:
     """The model in our class, if freezing it leaves a linear one.
 
     Raises:
-        TypeError: not a hooked model. ValueError: MLPs, a cap on logits, NaN weights, or a model that cannot be represented.
+        TypeError: not a hooked model. ValueError: one in training mode, with MLPs, a cap on logits or NaN weights, or one that
+            cannot be represented.
     """
     check_model(model)
+    check_evaluated(model)
     check_finite(model)
     twin = bare(model)
     if not twin.cfg.attn_only:

@@ -112,12 +112,12 @@ class Intervention:
         run_on, insert = (corrupt, tokens) if direction == "denoising" else (tokens, corrupt)
         assert run_on is not None  # denoising without corrupt tokens was refused
         # Alternatives checks that both have one shape, whichever way round.
-        with torch.no_grad():
-            self.alternatives = Alternatives(
-                self.model, run_on.long(), self.ablation, over=over, reference=reference, corrupt=insert
-            )
         self.run_on = run_on.long()
         self.each_time, self.keeps = self._examples_at_a_time(max_bytes)
+        with torch.no_grad():
+            self.alternatives = Alternatives(
+                self.model, self.run_on, self.ablation, over=over, reference=reference, corrupt=insert, batch=self.each_time
+            )
         self._base: Tensor | None = None
         self._kept: list[Batch] = []
 

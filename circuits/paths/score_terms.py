@@ -34,7 +34,7 @@ from circuits.models.heads import Head
 from circuits.models.hooked import HookedTransformer
 from circuits.models.layers import smear
 from circuits.models.own import bare
-from circuits.models.protocol import check_finite, check_model, check_tokens, device_of, model_hash
+from circuits.models.protocol import check_evaluated, check_finite, check_model, check_tokens, device_of, model_hash
 from circuits.models.stacked import clean_run
 from circuits.paths.frozen import against, batches, check_examples, exchanges, fold, shift_of
 from circuits.paths.values import writes
@@ -68,6 +68,7 @@ class ScoreExpansion:
 
     def __init__(self, model: Any, tokens: Int[Tensor, "batch pos"], head: Head | str | Sequence[int]):
         check_model(model)
+        check_evaluated(model)
         check_finite(model)
         twin = bare(model)
         self.head = Head.parse(head, twin.cfg)
@@ -160,6 +161,7 @@ class ScoreTerms:
             TypeError, ValueError: not a hooked model, NaN weights, no such head, or tokens that do not fit.
         """
         check_model(model)
+        check_evaluated(model)
         check_finite(model)
         twin = bare(model)
         head = Head.parse(self.head, twin.cfg)

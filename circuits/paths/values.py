@@ -9,7 +9,7 @@
 
 What a source writes: the token's embedding; the position's; a head's ``z W_O`` without ``b_O``; an MLP's output with its bias.
 Positions are the same in every example: zero ablates them, and so does ``over="positions"``; other means, resampling and patching
-change nothing about them.
+change nothing about them, to the bit.
 """
 
 from typing import Any, Literal, get_args
@@ -25,8 +25,6 @@ from circuits.models.stacked import Clean, clean_run
 from circuits.paths.wiring import EMBED, POS, Wiring, mlp_name
 
 Over = Literal["examples", "positions"]
-BATCH = 32
-"""Examples of a reference that are run at a time."""
 
 
 def writes(model: HookedTransformer, clean: Clean) -> Float[Tensor, "source batch pos d_model"]:
@@ -49,7 +47,7 @@ class Alternatives:
     Args:
         model: from ``bare``. tokens: ``[example, pos]``, all of them. ablation: its kind and seed are used.
         over: of the mean. reference: of the mean, None for the tokens themselves. corrupt: the other tokens of a patch, which
-            then stand in for any ablation.
+            then stand in for any ablation. batch: examples of the mean that are run at a time.
 
     Raises:
         TypeError, ValueError: what is given does not fit together.
@@ -64,8 +62,9 @@ class Alternatives:
         over: Over = "examples",
         reference: Int[Tensor, "reference pos"] | None = None,
         corrupt: Int[Tensor, "example pos"] | None = None,
+        batch: int = 32,
     ):
-        self.model, self.tokens, self.kind, self.over = model, tokens, ablation.kind, over
+        self.model, self.tokens, self.kind, self.over, self.batch = model, tokens, ablation.kind, over, batch
         self.reference, self.corrupt = reference, corrupt
         self._check()
         patched = corrupt is not None
@@ -105,7 +104,7 @@ class Alternatives:
     def _mean_write(self) -> Float[Tensor, "source pos d_model"]:
         known = self.tokens if self.reference is None else self.reference[:, : self.tokens.shape[1]]
         total: Any = 0.0
-        for part in known.split(BATCH):
+        for part in known.split(self.batch):
             total = total + self._run(part).sum(1)
         mean = total / len(known)
         return mean.mean(1, keepdim=True).expand_as(mean) if self.over == "positions" else mean
@@ -114,6 +113,17 @@ class Alternatives:
         self, rows: Int[Tensor, "batch"], written: Float[Tensor, "source batch pos d_model"]
     ) -> Float[Tensor, "source batch pos d_model"]:
         """The alternatives of these examples, whose own writes are given."""
+        found = self._of(rows, written)
+        at = Wiring.of(self.model).source_index.get(POS)
+        shared = (self.kind != "zero" and self.over == "examples") or self.corrupt is not None
+        if at is not None and shared:  # a mean of equal things is that thing, but for rounding
+            found = found.clone()
+            found[at] = written[at]
+        return found
+
+    def _of(
+        self, rows: Int[Tensor, "batch"], written: Float[Tensor, "source batch pos d_model"]
+    ) -> Float[Tensor, "source batch pos d_model"]:
         if self.corrupt is not None:
             return self._run(self.corrupt[rows])
         if self.given is not None:

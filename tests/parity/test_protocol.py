@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from circuits import HookedTransformer, Multigrams, detect, from_transformer_lens, head_effects, view
+from circuits import EdgeEffects, HookedTransformer, Multigrams, ablate, detect, from_transformer_lens, head_effects, view
 from circuits.data.bracket_set import bracket_set
 from circuits.detectors.brackets import BracketScores
 from circuits.detectors.copying import CopyingScores
@@ -18,6 +18,7 @@ from circuits.detectors.positions import PositionAblation
 from circuits.detectors.profile import FunctionProfile
 from circuits.models.convert import to_transformer_lens_state
 from circuits.models.interventions import ABLATIONS
+from circuits.paths.term_importance import TermImportance
 
 CFG = {
     "n_layers": 2,
@@ -72,6 +73,10 @@ def assert_measured_alike(theirs: Any, ours: HookedTransformer) -> None:
         a, b = (torch.cat([e.total for e in head_effects(m, TOKENS, name)], 2) for m in (theirs, ours))
         assert torch.allclose(a, b, atol=2e-5) and a.abs().max() > 1e-3, name
     assert np.allclose(*(view(m, TOKENS[0], "L1H1").patterns.value for m in (theirs, ours)), atol=1e-5)
+    assert np.allclose(*(EdgeEffects(TOKENS)(m).value for m in (theirs, ours)), atol=1e-5)
+    place = "embed -> L0H1.v -> L1H0.k -> logits"
+    assert np.allclose(*(ablate(m, TOKENS, place, "zero", controls=2).effect for m in (theirs, ours)), atol=1e-5)
+    assert np.allclose(*(TermImportance(TOKENS)(m).value for m in (theirs, ours)), atol=1e-5)
 
 
 def test_a_native_bridge_is_measured_as_our_own_model():

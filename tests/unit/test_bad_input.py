@@ -22,6 +22,12 @@ from circuits.detectors.profile import FunctionProfile
 from circuits.detectors.token_losses import TokenLosses
 from circuits.models import patterns
 from circuits.models.planted import planted_model, uniform_model
+from circuits.paths.ablate import ablate, patch
+from circuits.paths.attribution import EdgeAttribution
+from circuits.paths.circuit import Circuit, ranked, threshold
+from circuits.paths.edges import EdgeEffects
+from circuits.paths.faithfulness import faithfulness, faithfulness_curve
+from circuits.paths.joint import ConditionalEffects, interaction
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -43,9 +49,109 @@ def on_meta() -> torch.Tensor:
     return torch.zeros(1, 8, dtype=torch.long, device="meta")
 
 
+def eight() -> HookedTransformer:
+    return model(n_layers=2).eval()
+
+
+TWO = torch.arange(16).reshape(2, 8)
 IDS = torch.arange(8)[None]
 FUTURE = torch.ones(8, 8, dtype=torch.bool).triu(1)
 CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "no such head in a place": (
+        lambda: ablate(eight(), TWO, "L0H9 -> L1H0.k"),
+        ValueError,
+        r"there is no L0H9; heads of layer 0 are L0H0..L0H1",
+    ),
+    "a place that goes backwards": (lambda: ablate(eight(), TWO, "L1H0 -> L0H1.q"), ValueError, "goes backwards"),
+    "an input as a place": (lambda: ablate(eight(), TWO, "L1H0.k"), ValueError, r"write '\* -> L1H0.k' for all it reads"),
+    "a place that is a number": (lambda: ablate(eight(), TWO, 3), TypeError, "3 is no place"),
+    "a mean over nothing else": (lambda: ablate(eight(), TWO[:1], "L0H0"), ValueError, "mean ablation.*pass two or more"),
+    "a mean over no reference": (
+        lambda: ablate(eight(), TWO, "L0H0", reference=TWO[:0]),
+        ValueError,
+        "which is empty; mean ablation needs",
+    ),
+    "a reference and no mean": (lambda: ablate(eight(), TWO, "L0H0", "zero", reference=TWO), ValueError, "is for mean ablation"),
+    "a short reference": (lambda: ablate(eight(), TWO, "L0H0", reference=TWO[:, :4]), ValueError, "pass a longer one"),
+    "resampling from nobody": (lambda: ablate(eight(), TWO[:1], "L0H0", "resample"), ValueError, "pass two or more"),
+    "corrupt tokens of another shape": (lambda: patch(eight(), TWO, TWO[:, :6], "L0H0"), ValueError, "give both the same shape"),
+    "a direction there is not": (
+        lambda: patch(eight(), TWO, TWO, "L0H0", direction="both"),
+        ValueError,
+        "direction='both'.*'denoising'",
+    ),
+    "ablation in training mode": (lambda: ablate(model(n_layers=2), TWO, "L0H0"), ValueError, r"call model.eval\(\) first"),
+    "ablation of what is no model": (lambda: ablate("gpt2", TWO, "L0H0"), TypeError, "got str, need a hooked model"),
+    "ablation of broken weights": (lambda: ablate(broken_model().eval(), TWO, "L0H0"), ValueError, "W_K.*load another"),
+    "ablation on text": (lambda: ablate(eight(), "def f():", "L0H0"), TypeError, "tokens are a str"),
+    "ablation on one token": (lambda: ablate(eight(), TWO[:, :1], "L0H0"), ValueError, "needs at least 2"),
+    "an ablation there is not": (lambda: ablate(eight(), TWO, "L0H0", "median"), ValueError, "no ablation 'median'"),
+    "a metric that is a word": (lambda: ablate(eight(), TWO, "L0H0", metric="accuracy"), TypeError, "need 'loss' or a function"),
+    "a metric that gives a float": (
+        lambda: ablate(eight(), TWO, "L0H0", metric=lambda logits, tokens: 1.0),
+        ValueError,
+        "gave float for 2 examples",
+    ),
+    "nothing counted": (
+        lambda: ablate(eight(), TWO, "L0H0", count=torch.zeros(2, 7).bool()),
+        ValueError,
+        "example 0 has no prediction that counts",
+    ),
+    "a count of another shape": (
+        lambda: ablate(eight(), TWO, "L0H0", count=torch.ones(2, 8).bool()),
+        ValueError,
+        r"\(2, 8\), need one bool.*\(2, 7\)",
+    ),
+    "positions beyond the text": (lambda: ablate(eight(), TWO, "L0H0", positions=[8]), ValueError, "the tokens have 0..7"),
+    "positions that choose none": (lambda: ablate(eight(), TWO, "L0H0", positions=[]), ValueError, "choose none"),
+    "positions that are halves": (lambda: ablate(eight(), TWO, "L0H0", positions=[0.5]), TypeError, "need indices or bools"),
+    "fewer controls than none": (lambda: ablate(eight(), TWO, "L0H0", controls=-1), ValueError, "controls=-1"),
+    "no memory": (lambda: ablate(eight(), TWO, "L0H0", max_bytes=1000), ValueError, "allow more, or pass shorter sequences"),
+    "a mean over what": (lambda: ablate(eight(), TWO, "L0H0", over="heads"), ValueError, "over='heads'.*'positions'"),
+    "a path where edges are measured": (
+        lambda: EdgeEffects(TWO, where="L0H0 -> L1H0.k -> logits")(eight()),
+        ValueError,
+        "takes single edges",
+    ),
+    "edges of a name with a space": (lambda: EdgeEffects(TWO, on="my text"), ValueError, "need one word"),
+    "attribution of what": (lambda: EdgeAttribution(TWO), TypeError, "need EdgeEffects"),
+    "a way to integrate there is not": (
+        lambda: EdgeAttribution(EdgeEffects(TWO), "weights"),
+        ValueError,
+        "integrated='weights'.*no, inputs, edges",
+    ),
+    "an interaction of one": (lambda: interaction(eight(), EdgeEffects(TWO), ["L0H0"]), ValueError, "pass another"),
+    "a condition that is a path": (
+        lambda: ConditionalEffects(EdgeEffects(TWO), "L0H0 -> L1H0.k -> logits")(eight()),
+        ValueError,
+        "takes single edges",
+    ),
+    "a circuit of another model": (
+        lambda: faithfulness(eight(), EdgeEffects(TWO), Circuit.of(model(n_layers=3), "L0H0")),
+        ValueError,
+        "different shape",
+    ),
+    "a circuit that is a list": (lambda: faithfulness(eight(), EdgeEffects(TWO), []), TypeError, "the circuit is a list"),
+    "a threshold that is none": (
+        lambda: threshold(eight(), EdgeEffects(TWO, "zero")(eight()), math.nan),
+        ValueError,
+        "need a number of nats",
+    ),
+    "a score there is not": (
+        lambda: ranked(eight(), EdgeEffects(TWO, "zero")(eight()), 3, variable="exact"),
+        ValueError,
+        "there is no 'exact'",
+    ),
+    "edges without scores": (
+        lambda: faithfulness_curve(eight(), EdgeEffects(TWO), {}),
+        ValueError,
+        "scores lack .* score every edge",
+    ),
+    "shares that fall": (
+        lambda: faithfulness_curve(eight(), EdgeEffects(TWO), {}, shares=(1.0, 0.5)),
+        ValueError,
+        "growing numbers from 0 to 1",
+    ),
     "float tokens": (lambda: model()(torch.rand(1, 8)), TypeError, "tokens have dtype torch.float32.*pass tokens.long()"),
     "boolean tokens": (lambda: model()(torch.ones(1, 8).bool()), TypeError, "dtype torch.bool"),
     "a list": (lambda: model()([1, 2, 3]), TypeError, "tokens are a list.*use torch.tensor"),

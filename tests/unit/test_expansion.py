@@ -58,11 +58,11 @@ def test_the_number_of_paths_is_known_before_they_are_listed(positions: str, lay
 
 @pytest.mark.parametrize("measure", [PathTerms(TOKENS), TermImportance(TOKENS), ScoreTerms(TOKENS, "L1H0")])
 def test_measures_are_measures_repeat_themselves_and_leave_the_model_as_it_was(measure: Any):
-    model = make().train()
+    model = make()
     before, hooks = model_hash(model), [len(point.fwd_hooks) for point in model.hook_dict.values()]
     first, second = measure(model), measure(model)
     assert isinstance(measure, Measure) and first.identical(second)
-    assert model.training and all(parameter.requires_grad for parameter in model.parameters())
+    assert not model.training and all(parameter.requires_grad for parameter in model.parameters())
     assert model_hash(model) == before and hooks == [len(point.fwd_hooks) for point in model.hook_dict.values()]
     assert {"value", "stderr", "null_mean", "null_sd", "z"} <= set(first) and first.attrs["measure"] == measure.name
     assert np.isfinite(first.stderr).all()

@@ -28,6 +28,16 @@ from circuits.detectors.token_losses import TokenLosses
 from circuits.models.effects import effects_by_hooks
 from circuits.models.interventions import ABLATIONS, mean_z, replacement
 from circuits.models.protocol import model_hash
+from circuits.paths.attribution import EdgeAttribution
+from circuits.paths.by_hooks import logits_by_hooks
+from circuits.paths.circuit import Circuit, greedy
+from circuits.paths.edges import EdgeEffects
+from circuits.paths.faithfulness import faithfulness
+from circuits.paths.joint import ConditionalEffects, interaction
+from circuits.paths.path_terms import PathTerms
+from circuits.paths.score_terms import score_terms
+from circuits.paths.term_importance import TermImportance
+from circuits.paths.wiring import Edge
 from circuits.weights.components import components
 from circuits.weights.composition import Composition
 from circuits.weights.embedding_composition import EmbeddingComposition
@@ -76,9 +86,30 @@ MEASURES: dict[str, Callable[[Any], Any]] = {
     "SkipTrigrams": SkipTrigrams(k=3),
     "view": lambda m: circuits.view(m, TOKENS[0], "L0H1"),
     "value-weighted view": lambda m: circuits.view(m, TOKENS[0], "L0H1", value_weighted=True),
+    **{f"ablate, {kind}": lambda m, kind=kind: circuits.ablate(m, TOKENS, "L0H1 -> L1H0.k", kind) for kind in ABLATIONS},
+    "ablate a path": lambda m: circuits.ablate(m, TOKENS, "embed -> L0H1.v -> L1H0.k -> logits", "zero", controls=1),
+    "patch": lambda m: circuits.patch(m, TOKENS, TOKENS.flip(0), "L0H1", direction="denoising"),
+    "EdgeEffects": EdgeEffects(TOKENS, "mean"),
+    "EdgeAttribution": EdgeAttribution(EdgeEffects(TOKENS), "inputs", steps=2),
+    "ConditionalEffects": ConditionalEffects(EdgeEffects(TOKENS, where="L0H* -> L1H0.v"), "L0H1 -> L1H1.v"),
+    "interaction": lambda m: interaction(m, EdgeEffects(TOKENS), ["L0H0", "L0H1"], controls=1),
+    "greedy": lambda m: greedy(EdgeEffects(TOKENS).intervention(m), 0.1),
+    "faithfulness": lambda m: faithfulness(m, EdgeEffects(TOKENS), Circuit.of(m, "L0H1"), random_circuits=2, subsets=1),
+    "PathExpansion": lambda m: circuits.PathExpansion(m, TOKENS).logits(),
+    "PathTerms": PathTerms(TOKENS),
+    "TermImportance": TermImportance(TOKENS),
+    "score_terms": lambda m: score_terms(m, TOKENS, "L1H0"),
+    "logits_by_hooks": lambda m: logits_by_hooks(m, TOKENS, [Edge("L0H0", "L1H0.k")], torch.zeros(6, *TOKENS.shape, 8)),
     "model_hash": model_hash,
     "Checkpoints": lambda m: Checkpoints.from_states({0: m.state_dict()}, m.cfg).at(0),
 }
+
+
+WANT_EVALUATION = {
+    "ablate", "patch", "EdgeEffects", "EdgeAttribution", "ConditionalEffects", "interaction", "greedy", "faithfulness",
+    "PathExpansion", "PathTerms", "TermImportance", "score_terms",
+}  # fmt: skip
+"""Interventions refuse a model in training mode, and leave it as they found it."""
 
 
 def make_model(training: bool) -> HookedTransformer:
@@ -121,7 +152,11 @@ def same(a: Any, b: Any) -> bool:
 def test_a_measure_leaves_the_model_as_found(measure: str, training: bool):
     model = make_model(training)
     before = state(model)
-    MEASURES[measure](model)
+    if training and measure.split(",")[0].split(" ")[0] in WANT_EVALUATION:
+        with pytest.raises(ValueError, match=r"call model.eval\(\) first"):
+            MEASURES[measure](model)
+    else:
+        MEASURES[measure](model)
     after = state(model)
     for what in before:
         assert same(before[what], after[what]), f"{measure} changed {what}"
@@ -142,7 +177,8 @@ def test_every_public_measure_is_walked():
     """A new public function that takes a model must be added above, or named here with its reason."""
     takes_no_model = {
         "Checkpoints", "Head", "HookedTransformer", "HookedTransformerConfig", "classify", "demo_model",
-        "from_hf", "functions", "gather", "planted", "preset", "repeated_random_tokens", "report", "sweep", "train", "weigh",
+        "from_hf", "functions", "gather", "pathways", "planted", "preset", "repeated_random_tokens", "report", "sweep", "train",
+        "weigh",
     }  # fmt: skip
     converts_a_foreign_model = {"from_transformer_lens"}  # tests/parity
     walked = {name.split(" ")[0].strip(",") for name in MEASURES} | {"detect", "view"}
