@@ -291,3 +291,45 @@ def test_patching_goes_both_ways_and_a_metric_sees_the_clean_tokens():
     edges = judged.wiring.edges
     for edge in edges[::9]:
         torch.testing.assert_close(fast[edges.index(edge)], judged.together([[edge]])[0], rtol=0, atol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_direct_paths_are_those_of_transformer_lens_4(tmp_path):
+    """Its own direct path patching, on a random GPT-2-shaped folder: every edge between heads, each input, to 1e-4."""
+    import transformer_lens
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    patching = pytest.importorskip("transformer_lens.patching")
+    if not hasattr(patching, "get_act_patch_direct_path"):
+        pytest.skip(f"transformer-lens {transformer_lens.__version__} has no direct path patching")
+    from transformer_lens.model_bridge import TransformerBridge
+
+    shape = {"n_layer": 3, "n_embd": 16, "n_head": 2, "n_positions": 16, "vocab_size": 40, "bos_token_id": 0, "eos_token_id": 0}
+    there = GPT2LMHeadModel(GPT2Config(**shape, initializer_range=0.5))
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in there.parameters():
+            weight.add_(0.3 * torch.randn(weight.shape, generator=rng))
+    there.save_pretrained(tmp_path)
+    bridge = TransformerBridge.boot_transformers(str(tmp_path), load_weights=True)
+    bridge.eval()
+    clean, corrupt = (torch.randint(1, 40, (3, 12), generator=rng) for _ in range(2))
+
+    def metric(logits, tokens=None):
+        """Unbounded and of every position, so that no edge hides."""
+        return (logits[:, :, 3] - logits[:, :, 7]).mean(1)
+
+    # Its results are the metric itself, on the corrupt tokens with clean writes put in.
+    made = Intervention(bridge, clean, "zero", corrupt=corrupt, direction="denoising", metric=metric)
+    caches = [bridge.run_with_cache(tokens)[1] for tokens in (clean, corrupt)]
+    largest = 0.0
+    for channel, layer, head in itertools.product("qkv", range(2), range(2)):
+        expected = patching.get_act_patch_direct_path(
+            bridge, corrupt, *caches, lambda logits: metric(logits).mean(), layer, head, channel, verbose=False
+        )
+        edges = [edge for edge in made.wiring.edges if edge.source == f"L{layer}H{head}" and edge.destination.endswith(channel)]
+        ours = made.one_by_one(edges).mean(-1) + made.base().mean()
+        theirs = torch.stack([expected[int(edge.destination[1]), int(edge.destination[3])] for edge in edges])
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+        largest = max(largest, float((ours - made.base().mean()).abs().max()))
+    assert largest > 0.05  # what is compared is not nothing

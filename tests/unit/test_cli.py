@@ -197,6 +197,7 @@ def test_steps_are_whole_numbers_with_commas():
         (["report", "nowhere"], ["nowhere"]),
         (["detect", "nowhere"], ["nowhere"]),
         (["weights", "nowhere"], ["nowhere"]),
+        (["paths", "nowhere"], ["nowhere"]),
         (["export", "nowhere", "small"], ["nowhere"]),
         (["export", "nowhere", "small", "--steps", "x"], ["--steps is 'x'"]),
     ],
@@ -268,6 +269,30 @@ def test_weights_of_a_tiny_real_run(layers, elsewhere, tiny):
         assert {f"{name}_value" for name in names} <= set(data.data_vars)
         assert all(data[f"{name}_status"].values.tolist() == ["ok", "ok"] for name in names)
     assert sorted(path.name for path in (elsewhere / "store").iterdir()) == sorted(names)
+
+
+def test_paths_of_a_tiny_real_run(elsewhere, tiny):
+    """Edges and terms in one file; a run without text has repeated tokens alone, and says what it lacks nothing of."""
+    import torch
+    import xarray as xr
+    from safetensors.torch import save_file
+
+    tiny.run(elsewhere / "run", steps=(0, 10))
+    text = torch.randint(1, 11, (6, 8), generator=torch.Generator().manual_seed(0))
+    save_file({"code": text.to(torch.int32)}, elsewhere / "run" / "evaluation.safetensors")
+    result = invoke("paths", "run", "--store", "store", "--workers", 0)
+    assert (result.exit_code, result.stdout) == (0, "reports/run/paths.nc\n"), result.stderr
+    assert result.stderr == ""
+    names = ["edge_attribution", "edge_effects_repeats", "edge_effects_text", "path_terms", "term_importance"]
+    with xr.open_dataset("reports/run/paths.nc", engine="h5netcdf") as data:
+        assert json.loads(data.attrs["measures"]) == names and json.loads(data.attrs["absent"]) == {}
+        assert all(data[f"{name}_status"].values.tolist() == ["ok", "ok"] for name in names)
+        assert "embed -> logits" in data["edge"].values.tolist()
+    assert sorted(path.name for path in (elsewhere / "store").iterdir()) == names
+    tiny.run(elsewhere / "bare", steps=(0,))
+    assert invoke("paths", "bare", "--workers", 0).exit_code == 0
+    with xr.open_dataset("reports/bare/paths.nc", engine="h5netcdf") as data:
+        assert json.loads(data.attrs["measures"]) == ["edge_effects_repeats"]
 
 
 def test_weights_passes_what_was_asked_and_says_what_is_absent(elsewhere, opened, monkeypatch):

@@ -112,7 +112,8 @@ def test_what_the_weights_say_is_in_the_results_and_on_the_page(written: Any, el
         assert set(data["composition_state"].values.flatten()) <= {"ok", "zero", "missing"}
         assert data["weight_spectra_status"].dims == ("step",), "one per checkpoint, not one per number"
     page = written.html.read_text(encoding="utf-8")
-    assert "could not be drawn" not in page and "has no data" not in page
+    assert "could not be drawn" not in page
+    assert page.count("has no data") == 1 and "edge_attribution has no data" in page  # `circuits paths` makes it
     assert "Which K-composition pairs stand out at step 100" in page
     assert "by tokens: score (z)" in page and "All triples together (20): observed" in page
     assert "rank in its layers" in page and "untestable at 0.01 here" in page, "2 x 2 pairs cannot reach .01 by rank"
@@ -125,6 +126,20 @@ def test_sections_of_the_weights_are_small(written: Any):
     for name in ("composition", "embeddings", "spectra", "skip_trigrams"):
         start = page.index(f'<section id="{name}">')
         assert page.index("</section>", start) - start < 400_000
+
+
+def test_paths_are_in_the_results_and_on_the_page(written: Any, elements: Any):
+    with xr.open_dataset(written.results, engine="h5netcdf") as data:
+        assert data["term_importance_value"].dims[-1] == "order" and "edge_effects_repeats_z" in data
+        edges = [name for name in data.dims if str(name).endswith("edge")]
+        assert edges and all("embed -> logits" in str(data[name].values.tolist()) for name in edges)
+    page = written.html.read_text(encoding="utf-8")
+    start = page.index('<section id="paths">')
+    section = page[start : page.index("</section>", start)]
+    assert "Paths by the number of heads in them" in section and "Terms of the path expansion" in section
+    assert section.count("<h3>Edges on") == 2 and len(section) < 1_500_000
+    pictures = [a["alt"] or "" for tag, a in elements(section).tags if tag == "img"]
+    assert sum(alt.startswith("A drawing of") for alt in pictures) == 2
 
 
 def test_tokens_of_skip_trigrams_are_text(run: Path):
