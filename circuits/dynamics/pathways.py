@@ -1,8 +1,10 @@
 """Which paths matter in a run, every measure in one call: terms of the path expansion, effects of every edge, attribution.
 
-Two texts are read. On repeated random tokens the loss of the repeated half is what induction is worth; the alternatives are
-means over other sequences of the same layout, position by position. On the run's own held-out text all predictions count. Path
-expansion is for attention-only models whose logits have no cap, and is left out of others.
+Two texts are read. On repeated random tokens the loss of the repeated half is what induction is worth; on the run's own held-out
+text all predictions count. A write is replaced with its mean, position by position, over a reference of many other sequences, the
+same ones at every checkpoint: with few, the mean's error would be larger than the one shown. The reference of repeated tokens is
+in random order: means over sequences that repeat at one distance would still say where to look. Path expansion is
+for attention-only models whose logits have no cap, and is left out of others.
 """
 
 import tempfile
@@ -15,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuits.data.tokens import repeated_random_tokens
+from circuits.data.tokens import repeated_random_tokens, shuffle_tokens
 from circuits.dynamics.detect import attention_measure
 from circuits.dynamics.functions import spread, text_of
 from circuits.dynamics.sweep import check_checkpoints
@@ -31,20 +33,20 @@ if TYPE_CHECKING:
     import xarray as xr
 
 LONGEST_COPY = 50
-REPEATS, TEXT = 8, 16
-"""Examples of repeated tokens, and of text."""
+REPEATS, TEXT, REFERENCE = 8, 16, 128
+"""Examples of repeated tokens, of text, and of either at most behind a mean."""
 MOST_PATHS = 2000
 """Paths that are listed in a result; of more, those of the highest order are taken together."""
 
 
-def repeated(run: Checkpoints) -> tuple[Tensor, Tensor] | None:
+def repeated(run: Checkpoints, examples: int = REPEATS, seed: int = 0) -> tuple[Tensor, Tensor] | None:
     """Random tokens twice over, and which predictions are of repeated tokens; None where there is no room for two."""
     ids = attention_measure(run).ids
     allowed = np.arange(1, run.cfg.d_vocab) if ids is None else np.asarray(ids)
     n = min(LONGEST_COPY, (run.cfg.n_ctx - 1) // 2, len(allowed))
     if n < 2:
         return None
-    tokens = repeated_random_tokens(allowed, n=n, examples=REPEATS, seed=0).tokens
+    tokens = repeated_random_tokens(allowed, n=n, examples=examples, seed=seed).tokens
     count = torch.zeros(len(tokens), tokens.shape[1] - 1, dtype=torch.bool)
     count[:, n + 1 :] = True  # position n + 1 is the first that has been seen before; it predicts the second token of the copy
     return tokens, count
@@ -54,15 +56,26 @@ def path_measures(run: Checkpoints) -> tuple[Measure, ...]:
     """What reports and ``circuits paths`` measure of a run's paths: one configuration of each, so that they share artefacts."""
     found: list[Measure] = []
     if (copies := repeated(run)) is not None:
-        found.append(EdgeEffects(copies[0], "mean", count=copies[1], on="repeats"))
+        others = repeated(run, REFERENCE, seed=1)
+        assert others is not None  # there is room for the same layout
+        reference = shuffle_tokens(others[0], seed=1)
+        found.append(EdgeEffects(copies[0], "mean", reference=reference, count=copies[1], on="repeats"))
     if (text := text_of(run)) is None:
         return tuple(found)
-    tokens = spread(text.tokens, TEXT)
-    on_text = EdgeEffects(tokens, "mean", on="text")
+    tokens, reference = apart(text.tokens)
+    on_text = EdgeEffects(tokens, "mean", reference=reference, on="text")
     found += [on_text, EdgeAttribution(on_text, "inputs")]
     if run.cfg.attn_only and run.cfg.output_logits_soft_cap <= 0:
         found += [TermImportance(tokens), PathTerms(tokens, max_order=_listed_order(run))]
     return tuple(found)
+
+
+def apart(tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Examples spread over a text, and others for the mean; None where there are fewer others than examples."""
+    chosen = torch.zeros(len(tokens), dtype=torch.bool)
+    chosen[torch.arange(TEXT) * len(tokens) // TEXT if len(tokens) > TEXT else torch.arange(len(tokens))] = True
+    others = tokens[~chosen]
+    return tokens[chosen], spread(others, REFERENCE) if len(others) >= TEXT else None
 
 
 def _listed_order(run: Checkpoints) -> int | None:

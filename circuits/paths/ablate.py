@@ -25,7 +25,7 @@ from circuits.paths.matched import beside, matched_sets
 from circuits.paths.metrics import Metric
 from circuits.paths.places import Path, Place, read
 from circuits.paths.values import Over
-from circuits.paths.wiring import Edge
+from circuits.paths.wiring import Edge, wiring_of
 from circuits.results import array_hash, check_whole, labelled, mean_and_stderr
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ def ablate(
     Returns:
         Dataset: ``value`` and ``stderr`` (over examples; unit of the metric, nats for the loss), ``effect [example]``,
         ``base [example]`` (the metric without the edit), ``control [edge]``, the effects of the matched places, which are the
-        coordinate; ``null_mean``, ``null_sd``, ``z``, ``p``, ``smallest_p`` of the value among them (NaN with fewer than two).
+        coordinate; ``null_mean``, ``null_sd``, ``z``, ``p`` (two-sided, by rank), ``smallest_p`` of the value among them (NaN
+        with fewer than two). Errors are given the alternatives: see ``circuits.paths.intervention``.
 
     Raises:
         TypeError, ValueError: a place, tokens or options that do not fit; a model in training mode.
@@ -92,6 +93,7 @@ def ablate(
         >>> bool(found.value > 0.4), bool(found.p == found.smallest_p)
         (True, True)
     """
+    check_asked(model, place, controls, seed)
     made = Intervention(
         model, tokens, kind, over=over, reference=reference, positions=positions, metric=metric, count=count, max_bytes=max_bytes
     )
@@ -137,6 +139,9 @@ def patch(
 
     Source: Goldowsky-Dill et al. 2023; noising and denoising after Heimersheim & Nanda 2024.
     """
+    check_asked(model, place, controls, seed)
+    if not isinstance(corrupt, Tensor):
+        raise TypeError(f"corrupt tokens are a {type(corrupt).__name__}, patching needs an integer tensor [batch, pos]")
     made = Intervention(
         model,
         clean,
@@ -152,11 +157,20 @@ def patch(
     return _judged(model, made, place, controls, seed, "path_patching", config)
 
 
+def check_asked(model: Any, place: Any, controls: Any, seed: Any) -> None:
+    """Refuse a place that the model has not, and options that are no numbers, before anything is run.
+
+    Raises:
+        TypeError, ValueError: as said.
+    """
+    check_whole("controls", controls, 0)
+    check_whole("seed", seed, 0)
+    read(place).paths(wiring_of(model))
+
+
 def _judged(
     model: Any, made: Intervention, place: Any, controls: int, seed: int, name: str, config: dict[str, Any]
 ) -> "xr.Dataset":
-    check_whole("controls", controls, 0)
-    check_whole("seed", seed, 0)
     asked = read(place)
     paths = asked.paths(made.wiring)
     others = [control for (control,) in matched_sets([paths], made.wiring, controls, seed)]

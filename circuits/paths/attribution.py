@@ -11,8 +11,9 @@
 effect: above 0 where replacing the source would cost. Sources: Syed et al. 2023 (EAP); Sundararajan et al. 2017.
 
 Each estimate stands beside the exact effect and their rank agreement: Spearman's over all edges, the same over moduli (which
-edges matter?), each with a 95% interval by bootstrap over examples. Where softmax saturates, derivatives by queries and keys
-vanish though the edge is needed: attribution fails there, which is why the exact effect stands beside it.
+edges matter?), each with a 95% interval by bootstrap over examples and a null that knows each edge's kind only. Where softmax
+saturates, derivatives by queries and keys vanish though the edge is needed: attribution fails there, which is why the exact
+effect stands beside it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,7 @@ from circuits.paths.edges import EdgeEffects, edge_results
 from circuits.paths.edited import Leaves, edited_stream, of_edges
 from circuits.paths.intervention import Batch, Intervention
 from circuits.paths.wiring import EMBED, LOGITS, POS, Edge, head_of, layer_of
-from circuits.results import check_whole
+from circuits.results import check_whole, mean_and_stderr
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -51,8 +52,12 @@ class EdgeAttribution:
     integrated: Integrated = "no"
     steps: int = 5
     seed: int = 0
-    name: str = field(default="edge_attribution", init=False)
     version: int = field(default=1, init=False)
+
+    @property
+    def name(self) -> str:
+        on = f"_{self.effects.on}" if self.effects.on else ""
+        return f"edge_attribution{on}" if self.integrated == "no" else f"edge_attribution_{self.integrated}{on}"
 
     def __post_init__(self) -> None:
         if not isinstance(self.effects, EdgeEffects):
@@ -70,9 +75,10 @@ class EdgeAttribution:
 
         Returns:
             As ``EdgeEffects``, with ``value`` the estimate in nats, and ``exact``, ``exact_stderr``: the exact effects;
-            ``agreement``, ``agreement_low``, ``agreement_high`` and the same of ``agreement_of_moduli``: Spearman's, with 95%
-            intervals; ``total`` and ``total_exact`` (nats): the sum of all values, and the effect of every measured edge
-            together, which the sum equals up to the rule's error where ``integrated`` is "edges" and all edges are measured.
+            ``agreement`` and ``agreement_of_moduli``: Spearman's over the edges that are not 0 in both, each with ``_low`` and
+            ``_high`` (95%), ``_null_mean``, ``_null_sd`` and ``_z`` (estimates exchanged among edges of one kind); ``total`` and
+            ``total_exact`` with ``_stderr`` (nats): the sum of all values, and the effect of every measured edge together, which
+            the sum equals up to the rule's error where ``integrated`` is "edges" and all edges are measured.
 
         Raises:
             TypeError, ValueError: as ``EdgeEffects``.
@@ -81,8 +87,11 @@ class EdgeAttribution:
         edges = self.effects.edges(made.wiring)
         estimate = attributed(made, edges, integrated=self.integrated, steps=self.steps).double().numpy()
         exact = made.one_by_one(edges).double().numpy()
-        together = float(made.together([edges])[0].double().mean())
-        agreed = agreement(estimate, exact, draws=DRAWS, seed=self.seed)
+        together = made.together([edges])[0].double().numpy()
+        kinds = [made.wiring.kind(edge) for edge in edges]
+        agreed = agreement(estimate, exact, kinds, draws=DRAWS, seed=self.seed)
+        exact_mean, exact_stderr = mean_and_stderr(exact, axis=1)
+        (total, total_stderr), (whole, whole_stderr) = mean_and_stderr(estimate.sum(0)), mean_and_stderr(together)
         each = ("edge",)
         return edge_results(
             self,
@@ -93,10 +102,12 @@ class EdgeAttribution:
             definition=f"change of the loss estimated by attribution, integrated: {self.integrated}",
             source="Syed et al. 2023 (EAP); Hanna et al. 2024 (EAP-IG); Sundararajan et al. 2017",
             more={
-                "exact": (each, exact.mean(1)),
-                "exact_stderr": (each, exact.std(1, ddof=1) / np.sqrt(exact.shape[1])),
-                "total": ((), estimate.mean(1).sum()),
-                "total_exact": ((), together),
+                "exact": (each, exact_mean),
+                "exact_stderr": (each, exact_stderr),
+                "total": ((), total),
+                "total_stderr": ((), total_stderr),
+                "total_exact": ((), whole),
+                "total_exact_stderr": ((), whole_stderr),
                 **{name: ((), number) for name, number in agreed.items()},
             },
         )
@@ -107,12 +118,21 @@ def attributed(
 ) -> Float[Tensor, "edge example"]:
     """The estimate of each edge's effect, per example."""
     found = []
-    for batch in made.batches():
+    for batch in made.batches(most=derivable(made)):
         total: Any = 0.0
         for weight, share, inputs in _runs(made, batch, integrated, steps):
             total = total + weight * products(made, batch, edges, share, inputs)
         found.append(total.cpu())
     return torch.cat(found, dim=1)
+
+
+def derivable(made: Intervention) -> int:
+    """How many examples may be taken at a time where derivatives are wanted: what a run holds for them grows with its depth."""
+    cfg, length = made.model.cfg, made.run_on.shape[1]
+    heads_wide = cfg.n_heads * cfg.d_head
+    each_layer = 12 * cfg.n_heads * cfg.d_model + 12 * heads_wide + 4 * cfg.n_heads * length + 4 * (cfg.d_mlp or 0)
+    one = made.model.W_E.element_size() * length * (cfg.n_layers * each_layer + 6 * cfg.d_vocab_out)
+    return max(1, int(made.max_bytes // one))
 
 
 def _runs(
@@ -130,10 +150,16 @@ def _runs(
         for step in range(steps):
             at = step / steps
             yield 1 / steps, 0.0, {
-                name: torch.lerp(batch.written[index[name]], batch.alternative[index[name]], at)
+                name: batch.written[index[name]] + at * difference_at(batch, index[name])
                 for name in (EMBED, POS)
                 if name in index
             }  # fmt: skip
+
+
+def difference_at(batch: Batch, source: int) -> Float[Tensor, "batch pos d_model"]:
+    """What replacing a source's write adds, where writes are replaced."""
+    difference = batch.alternative[source] - batch.written[source]
+    return difference if batch.positions is None else difference * batch.positions[..., None]
 
 
 def products(
@@ -181,21 +207,43 @@ def _product(
 
 
 def agreement(
-    estimate: Float[np.ndarray, "edge example"], exact: Float[np.ndarray, "edge example"], *, draws: int, seed: int
+    estimate: Float[np.ndarray, "edge example"],
+    exact: Float[np.ndarray, "edge example"],
+    kinds: Sequence[str],
+    *,
+    draws: int,
+    seed: int,
 ) -> dict[str, float]:
-    """Spearman's rank correlation of mean effects, of their moduli too, with 95% intervals by bootstrap over examples."""
+    """Spearman's rank correlation of mean effects, and of their moduli, with intervals over examples and a null by kind.
+
+    Edges that are 0 in every example in both, as those of positions under a mean, are left out: they would agree by construction.
+    The null exchanges estimates among edges of one kind: what is known from the kind alone.
+    """
     from scipy.stats import rankdata
 
+    there = (np.abs(estimate).max(1) > 0) | (np.abs(exact).max(1) > 0)
+    estimate, exact = estimate[there], exact[there]
+    groups = [np.flatnonzero([kind == one for one in np.asarray(kinds)[there]]) for kind in dict.fromkeys(kinds)]
     examples = exact.shape[1]
-    weights = np.random.default_rng([seed, 51]).multinomial(examples, np.full(examples, 1 / examples), size=draws) / examples
+    rng = np.random.default_rng([seed, 51])
+    weights = rng.multinomial(examples, np.full(examples, 1 / examples), size=draws) / examples
+    orders = []
+    for _ in range(draws):
+        order = np.arange(len(exact))
+        for group in groups:
+            order[group] = rng.permutation(group)
+        orders.append(order)
     found: dict[str, float] = {}
     for name, turned in (("agreement", np.asarray), ("agreement_of_moduli", np.abs)):
-        pairs = [(turned(estimate @ w), turned(exact @ w)) for w in (np.full(examples, 1 / examples), *weights)]
-        values = np.array([_correlation(rankdata(a), rankdata(b)) for a, b in pairs])
-        found |= {name: values[0]}
-        spread = values[1:][np.isfinite(values[1:])]
-        low, high = np.quantile(spread, (0.025, 0.975)) if len(spread) else (np.nan, np.nan)
-        found |= {f"{name}_low": low, f"{name}_high": high}
+        ours, theirs = turned(estimate.mean(1)), turned(exact.mean(1))
+        value = _correlation(rankdata(ours), rankdata(theirs))
+        null = np.array([_correlation(rankdata(ours[order]), rankdata(theirs)) for order in orders])
+        drawn = [_correlation(rankdata(turned(estimate @ w)), rankdata(turned(exact @ w))) for w in weights]
+        low, high = np.nanquantile(drawn, (0.025, 0.975)) if examples > 1 and np.isfinite(drawn).any() else (np.nan, np.nan)
+        sd = float(null.std(ddof=1))
+        found |= {name: value, f"{name}_low": low, f"{name}_high": high}
+        found |= {f"{name}_null_mean": null.mean(), f"{name}_null_sd": sd}
+        found |= {f"{name}_z": (value - null.mean()) / sd if sd > 0 else np.nan}
     return {name: float(number) for name, number in found.items()}
 
 

@@ -2,9 +2,9 @@
 
     threshold   every edge whose effect (its modulus by default) is at least tau
     ranked      the n edges of largest effect or attribution
-    greedy      from the whole model, edges are removed one by one, late destinations first and weak edges of a destination before
-                strong ones; an edge stays away where that raises the metric by less than tau given what is gone already (after
-                ACDC, Conmy et al. 2023). One run of the model for each edge
+    greedy      from the whole model, edges are removed one by one, late destinations first and weak edges of a destination
+                before strong ones; an edge stays away where that moves the metric by less than tau, up or down, given what is
+                gone already (after ACDC, Conmy et al. 2023). One run of the model for each edge
 
 An edge not in the circuit is ablated, all of them together, with current values (``circuits.paths.edited``). A circuit may hold
 edges that lead nowhere; ``connected()`` leaves out those that are on no way from an embedding to the logits.
@@ -19,7 +19,7 @@ import numpy as np
 from circuits.paths.edges import edge_list
 from circuits.paths.intervention import Intervention
 from circuits.paths.places import Place, edges_in, read
-from circuits.paths.wiring import EMBED, LOGITS, POS, Edge, Wiring
+from circuits.paths.wiring import EMBED, LOGITS, POS, Edge, Wiring, wiring_of
 from circuits.progress import bar
 from circuits.results import check_whole
 
@@ -43,7 +43,8 @@ class Circuit:
     def __post_init__(self) -> None:
         known = set(self.wiring.edges)
         if wrong := [edge for edge in self.edges if edge not in known]:
-            raise ValueError(f"{Edge(*wrong[0])} is no edge of this model: list(circuit.wiring.edges) has them")
+            what = " -> ".join(wrong[0]) if isinstance(wrong[0], tuple) else repr(wrong[0])
+            raise ValueError(f"{what} is no edge of this model: list(circuit.wiring.edges) has them, Circuit.of takes text")
         asked = set(self.edges)
         object.__setattr__(self, "edges", tuple(edge for edge in self.wiring.edges if edge in asked))
 
@@ -54,9 +55,7 @@ class Circuit:
         Raises:
             TypeError, ValueError: no place of this model, or one with paths of several hops.
         """
-        from circuits.models.own import own
-
-        wiring = Wiring.of(own(model))
+        wiring = wiring_of(model)
         return cls(wiring, edges_in(read(place), wiring))
 
     def __len__(self) -> int:
@@ -114,11 +113,10 @@ def threshold(model: Any, effects: "xr.Dataset", tau: float, *, variable: str = 
     Raises:
         ValueError: ``tau`` is no number, or there is no such variable.
     """
+    check_tau(tau)
     scores = _scores(effects, variable)
-    if not np.isfinite(tau):
-        raise ValueError(f"tau={tau!r}: need a number of nats")
     chosen = [edge for edge, score in scores.items() if (abs(score) if modulus else score) >= tau]
-    return Circuit(_wiring(model), tuple(chosen), scores)
+    return Circuit(wiring_of(model), tuple(chosen), scores)
 
 
 def ranked(model: Any, effects: "xr.Dataset", n: int, *, variable: str = "value", modulus: bool = True) -> Circuit:
@@ -129,7 +127,7 @@ def ranked(model: Any, effects: "xr.Dataset", n: int, *, variable: str = "value"
     """
     check_whole("n", n, 0)
     scores = _scores(effects, variable)
-    return Circuit(_wiring(model), tuple(ranking(scores, modulus=modulus)[:n]), scores)
+    return Circuit(wiring_of(model), tuple(ranking(scores, modulus=modulus)[:n]), scores)
 
 
 def ranking(scores: dict[Edge, float], *, modulus: bool = True) -> list[Edge]:
@@ -141,9 +139,9 @@ def greedy(made: Intervention, tau: float, *, scores: dict[Edge, float] | None =
     """Remove edges one by one where that costs less than ``tau``; see the module's docstring.
 
     Args:
-        made: the intervention; ``EdgeEffects(...).intervention(model)``. tau: the most that the metric may rise with one edge.
-        scores: effects that say which edges are tried first (default: their exact effects). progress: show a bar (default: if
-        watched).
+        made: the intervention; ``EdgeEffects(...).intervention(model)``. tau: how far the metric may move with one edge, up or
+        down. scores: effects that say which edges are tried first (default: their exact effects). progress: show a bar
+        (default: if watched).
 
     Returns:
         The circuit that is left; ``scores`` are what removing each edge did when it was tried, in the unit of the metric.
@@ -151,8 +149,9 @@ def greedy(made: Intervention, tau: float, *, scores: dict[Edge, float] | None =
     Raises:
         ValueError: ``tau`` is no number.
     """
-    if not np.isfinite(tau):
-        raise ValueError(f"tau={tau!r}: need a number, in the unit of the metric")
+    if not isinstance(made, Intervention):
+        raise TypeError(f"got a {type(made).__name__}, need an Intervention: EdgeEffects(tokens, ...).intervention(model)")
+    check_tau(tau)
     wiring = made.wiring
     if scores is None:
         scores = dict(zip(wiring.edges, made.one_by_one().mean(-1).tolist(), strict=True))
@@ -164,23 +163,34 @@ def greedy(made: Intervention, tau: float, *, scores: dict[Edge, float] | None =
     for edge in bar(order, label="greedy: edges", on=progress):
         then = float(made.together([[*gone, edge]])[0].double().mean())
         cost[edge] = then - now
-        if then - now < tau:
+        if abs(then - now) < tau:
             gone.append(edge)
             now = then
     removed = set(gone)
     return Circuit(wiring, tuple(edge for edge in wiring.edges if edge not in removed), cost)
 
 
+def check_tau(tau: Any) -> None:
+    """Refuse a threshold that is no number.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(tau, bool) or not isinstance(tau, int | float | np.number) or not np.isfinite(tau):
+        raise ValueError(f"tau={tau!r}: need a number of nats, or in the unit of the metric")
+
+
 def _scores(effects: "xr.Dataset", variable: str) -> dict[Edge, float]:
-    if variable not in effects or effects[variable].dims != ("edge",):
-        there = ", ".join(str(name) for name in effects.data_vars if effects[name].dims == ("edge",))
+    import xarray as xr
+
+    if not isinstance(effects, xr.Dataset):
+        raise TypeError(f"effects are a {type(effects).__name__}, need their result: EdgeEffects(tokens, ...)(model)")
+    fit = [str(name) for name, found in effects.data_vars.items() if found.dims == ("edge",) and found.dtype.kind == "f"]
+    if variable not in fit:
         raise ValueError(
-            f"there is no {variable!r} for each edge of one checkpoint in these effects; there are {there or 'none'}"
+            f"there is no number {variable!r} for each edge of one checkpoint in these effects; there are "
+            f"{', '.join(fit) or 'none'}"
         )
+    if np.isnan(effects[variable].values).any():
+        raise ValueError(f"{variable!r} is NaN for some edges, which cannot be ranked: choose another variable")
     return dict(zip(edge_list(effects), effects[variable].values.tolist(), strict=True))
-
-
-def _wiring(model: Any) -> Wiring:
-    from circuits.models.own import own
-
-    return Wiring.of(own(model))

@@ -13,7 +13,7 @@ effects given that others are gone, ``circuits.paths.attribution`` first-order a
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from torch import Tensor
@@ -25,8 +25,8 @@ from circuits.paths.matched import edges_beside
 from circuits.paths.metrics import check_metric
 from circuits.paths.places import Place, edges_in, read
 from circuits.paths.values import Over
-from circuits.paths.wiring import Edge, Wiring
-from circuits.results import array_hash, labelled, mean_and_stderr
+from circuits.paths.wiring import Edge, Wiring, wiring_of
+from circuits.results import array_hash, check_whole, labelled, mean_and_stderr
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -37,19 +37,22 @@ class EdgeEffects:
     """What every edge is worth: ``Dataset(edge)``.
 
     Args:
-        tokens: ``[example, pos]``, BOS first. ablation: a name of ``circuits.models.interventions.ABLATIONS``, or an
-        ``Ablation``. over: of mean ablation, "examples" (position by position) or "positions". corrupt: tokens of the same
-        shape; writes of
-            the run on them are then put in (a counterfactual), and of ``ablation`` only what it keeps is used.
-        count: bools ``[example, pos - 1]``, the predictions whose loss is taken (default: all).
-        where: a place whose edges alone are measured (default: all edges). on: what the tokens are, in a word; part of the
-            measure's name, so that effects on several texts can stand side by side. max_bytes: of tensors held at a time.
+        tokens: ``[example, pos]``, BOS first. ablation: a name of ``circuits.models.interventions.ABLATIONS`` or an ``Ablation``.
+        over: of mean ablation, "examples" (position by position) or "positions". reference: tokens of the mean (default: the
+            other examples; pass many where values matter). corrupt: tokens of the same shape; writes of the run on them are then
+            put in (a counterfactual), and of ``ablation`` only what it keeps is used.
+        count: bools ``[example, pos - 1]``, the predictions whose loss is taken (default: all). positions: bools
+            ``[example, pos]``, where writes are replaced (default: everywhere). where: a place whose edges alone are measured
+            (default: all edges). on: what the tokens are, in a word; part of the measure's name, so that effects on several
+            texts can stand side by side. max_bytes: of tensors held at a time.
     """
 
     tokens: Tensor = field(compare=False)
     ablation: str | Ablation = "mean"
     over: Over = "examples"
+    reference: Tensor | None = field(default=None, compare=False)
     corrupt: Tensor | None = field(default=None, compare=False)
+    positions: Tensor | None = field(default=None, compare=False)
     count: Tensor | None = field(default=None, compare=False)
     where: str | None = None
     on: str = ""
@@ -63,6 +66,12 @@ class EdgeEffects:
     def __post_init__(self) -> None:
         check_tokens(self.tokens, d_vocab=2**31, n_ctx=2**31, min_length=2, needed_by="the effect of an edge")
         check_metric("loss", self.count, (self.tokens.shape[0], self.tokens.shape[1]))
+        if self.over not in get_args(Over):
+            raise ValueError(f"over={self.over!r}: need {' or '.join(map(repr, get_args(Over)))}")
+        for name in ("reference", "corrupt", "positions"):
+            if getattr(self, name) is not None and not isinstance(getattr(self, name), Tensor):
+                raise TypeError(f"{name} is a {type(getattr(self, name)).__name__}, need a tensor")
+        check_whole("max_bytes", self.max_bytes, 1)
         object.__setattr__(self, "ablation", Ablation.named(self.ablation))
         if not isinstance(self.on, str) or (self.on and not self.on.isidentifier()):
             raise ValueError(f"on={self.on!r}: need one word, such as 'repeats'")
@@ -75,8 +84,15 @@ class EdgeEffects:
             "tokens": array_hash(self.tokens.cpu()),
             "ablation": [ablation.kind, ablation.patterns, ablation.norms, ablation.seed],
             "over": self.over,
-            "corrupt": None if self.corrupt is None else array_hash(self.corrupt.cpu()),
-            "count": None if self.count is None else array_hash(self.count.cpu()),
+            **{
+                name: None if given is None else array_hash(given.cpu())
+                for name, given in (
+                    ("reference", self.reference),
+                    ("corrupt", self.corrupt),
+                    ("positions", self.positions),
+                    ("count", self.count),
+                )
+            },
             "where": self.where,
         }
 
@@ -87,7 +103,9 @@ class EdgeEffects:
             self.tokens,
             self.ablation,
             over=self.over,
+            reference=self.reference,
             corrupt=self.corrupt,
+            positions=self.positions,
             count=self.count,
             max_bytes=self.max_bytes,
         )
@@ -101,14 +119,14 @@ class EdgeEffects:
         Returns:
             Dataset with dim ``edge`` (``"L0H3 -> L1H4.k"``): ``value``, nats of mean loss that replacing the source's write at
             this input alone adds; ``stderr`` over examples; ``null_mean``, ``null_sd``, ``z``, ``p`` and ``smallest_p`` among
-            the other edges of its kind (NaN where there are fewer than two); ``source`` and ``destination``, their names;
-            ``base``, the clean loss, and ``base_stderr``.
+            the other edges of its kind (NaN where there are fewer than two; z describes, p is two-sided by rank); ``source``
+            and ``destination``, their names; ``base``, the clean loss, and ``base_stderr``.
 
         Raises:
             TypeError, ValueError: not a hooked model, one in training mode, NaN weights, tokens or a place that do not fit.
         """
+        edges = self.edges(wiring_of(model))
         made = self.intervention(model)
-        edges = self.edges(made.wiring)
         return edge_results(self, model, made, edges, made.one_by_one(edges).double().numpy())
 
 
@@ -145,7 +163,7 @@ def edge_results(
         data_hash=array_hash(made.targets.cpu()),
         n_examples=len(made),
         units="nats",
-        null="the other edges between heads of the same two layers, into the same input",
+        null="the other edges of its kind: heads of the same layers, the same input",
     )
 
 
@@ -155,9 +173,17 @@ def edge_list(effects: "xr.Dataset") -> list[Edge]:
 
 
 def matrix(effects: "xr.Dataset", variable: str = "value") -> "xr.DataArray":
-    """A result's edges as a table ``[source, destination]``; NaN where there is no edge."""
+    """A result's edges as a table ``[source, destination]``; NaN where there is no edge.
+
+    Raises:
+        ValueError: no such result of one checkpoint.
+    """
     import xarray as xr
 
+    if not isinstance(effects, xr.Dataset) or variable not in effects or effects[variable].dims != ("edge",):
+        raise ValueError(
+            f"a table needs {variable!r} of every edge at one checkpoint: pass EdgeEffects(...)(model), or .sel(step=...)"
+        )
     edges = edge_list(effects)
     sources = list(dict.fromkeys(sorted((edge.source for edge in edges), key=_order)))
     destinations = list(dict.fromkeys(edge.destination for edge in edges))

@@ -1,19 +1,18 @@
 """How much of what a model does a circuit does, and whether it is whole and without waste.
 
-m(C) is the mean metric with every edge outside C ablated together (with current values), M the whole model, 0 the empty circuit.
+m(C) is the mean loss with every edge outside C ablated together (with current values), M the whole model, 0 the empty circuit.
 
     faithfulness   F(C) = (m(C) - m(0)) / (m(M) - m(0)), a ratio of means: 1 is the model, 0 is no circuit; it may lie outside
-    [0, 1] curve          F of the n best edges of a ranking, at shares of all edges; its area (CPR, higher is better) and the
-    area of
-                   |1 - F| (CMD, 0 is best), trapezoids over the share (Mueller et al. 2025, MIB)
-    completeness   |F(C without K) - F(M without K)| over random K in C: 0 where C holds all that K works with. Half of C by
-    default minimality     of each edge v: the largest |F(C without K) - F(C without K and v)| over K = nothing and random K in
-    C: near 0
-                   where v is not needed (Wang et al. 2022)
+    completeness   |F(C without K) - F(M without K)|, mean and largest over random K of half of C's edges: 0 where C holds all
+                   that K works with; as a mean of moduli it is above 0 by chance too
+    minimality     of each edge v: the larger of |F(C without K) - F(C without K and v)| for K = nothing and for one random K:
+                   near 0 where v is not needed (after Wang et al. 2022, who look for the worst K)
 
-The numbers depend on the kind of ablation, on edges against nodes, positions and averaging (Miller et al. 2024): all are in the
-result's attributes. Errors are a bootstrap over examples; the null of F are random circuits with as many edges. Where ablating
-everything changes the metric by less than two standard errors, F is NaN and its state says so.
+The numbers depend on the kind of ablation, on edges against nodes, on positions and averaging (Miller et al. 2024); what was
+used is in the result's config. Alternatives that share the layout of the tokens make circuits look whole (see
+``circuits.paths.values``). Errors are a bootstrap over examples; a circuit chosen on the same examples looks better than it is.
+The null of F are random circuits with as many edges of each kind (heads of the same layers, the same input): what is known from
+the kinds alone. Where ablating everything changes the loss by less than two standard errors, F is NaN and its state says so.
 """
 
 from collections.abc import Sequence
@@ -24,18 +23,18 @@ from jaxtyping import Float
 
 from circuits.models.protocol import model_hash
 from circuits.paths.ablate import Made
-from circuits.paths.circuit import Circuit, ranking
+from circuits.paths.circuit import Circuit
 from circuits.paths.edges import EdgeEffects
-from circuits.paths.intervention import Intervention
+from circuits.paths.frozen import ROUNDING
+from circuits.paths.joint import check_effects
 from circuits.paths.matched import beside
-from circuits.paths.wiring import Edge
+from circuits.paths.wiring import Edge, Wiring, by_kind, wiring_of
 from circuits.results import array_hash, check_whole, labelled, mean_and_stderr
 
 if TYPE_CHECKING:
     import xarray as xr
 
 DRAWS = 1000
-SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 class Scale:
@@ -48,14 +47,11 @@ class Scale:
     def __init__(self, nothing: Float[np.ndarray, "example"], seed: int):
         self.nothing = nothing
         mean, stderr = mean_and_stderr(nothing)
-        self.works = bool(abs(mean) > 2 * stderr)
         examples = len(nothing)
+        self.state = "one example" if examples < 2 else "ok" if abs(mean) > 2 * stderr else "no effect"
+        self.works = self.state == "ok"
         rng = np.random.default_rng([seed, 53])
         self.weights = rng.multinomial(examples, np.full(examples, 1 / examples), size=DRAWS) / examples
-
-    @property
-    def state(self) -> str:
-        return "ok" if self.works else "no effect"
 
     def faithfulness(self, effect: Float[np.ndarray, "*what example"]) -> Float[np.ndarray, "*what"]:
         """``1 - effect / effect of ablating everything``, as a ratio of means."""
@@ -86,9 +82,10 @@ def faithfulness(
 
     Returns:
         Dataset: ``value``, the faithfulness, ``stderr``, ``low``, ``high`` (95%), ``null_mean``, ``null_sd``, ``z``, ``p``,
-        ``smallest_p`` (random circuits of equal size); ``incompleteness`` (mean over K) and ``incompleteness_worst``;
-        ``minimality [edge]`` of each edge of the circuit and ``minimality_least``; ``whole``, ``alone`` and ``nothing``: mean
-        metric of the model, the circuit and the empty circuit; ``state`` ("ok" or "no effect").
+        ``smallest_p`` (random circuits with as many edges of each kind; p two-sided by rank); ``incompleteness`` (mean over K),
+        its ``_stderr`` and ``incompleteness_worst``; ``minimality [edge]`` of each edge of the circuit, its ``_stderr`` and
+        ``minimality_least``; ``whole``, ``alone`` and ``nothing`` with ``_stderr``: mean loss of the model, the circuit and the
+        empty circuit; ``state`` ("ok", "no effect" or "one example").
 
     Raises:
         TypeError, ValueError: a circuit of another model, or what ``EdgeEffects`` refuses.
@@ -96,13 +93,14 @@ def faithfulness(
     check_whole("random_circuits", random_circuits, 0)
     check_whole("subsets", subsets, 1)
     check_whole("seed", seed, 0)
+    check_effects(effects)
+    check_circuit(circuit, wiring_of(model))
     made = effects.intervention(model)
-    check_circuit(circuit, made)
     rng = np.random.default_rng([seed, 54])
     everything = made.wiring.edges
     drawn = [_subset(rng, circuit.edges, len(circuit) // 2) for _ in range(subsets)]
     sets: list[Sequence[Edge]] = [everything, circuit.complement]
-    sets += [_subset(rng, everything, len(everything) - len(circuit)) for _ in range(random_circuits)]
+    sets += [_alike(rng, circuit).complement for _ in range(random_circuits)]
     pairs = [(circuit.without(k).complement, k) for k in drawn]
     singles = [circuit.without([edge]).complement for edge in circuit]
     # One subset for each edge is enough to see that others hide it; all of them would be a run for every edge and subset.
@@ -117,22 +115,29 @@ def faithfulness(
     paired = scale.faithfulness(found[at + len(singles) :]).reshape(-1, 2)
     incomplete = np.abs(paired[: len(pairs), 0] - paired[: len(pairs), 1])
     needed = np.maximum(np.abs(value - removed), np.abs(paired[len(pairs) :, 0] - paired[len(pairs) :, 1]))
-    base = float(made.base().double().mean())
-    beside_random = beside(float(value), nulls) if scale.works else beside(np.nan, np.empty(0))
+    errors = _errors(scale, found[1], found[at : at + len(singles)], found[at + len(singles) :], len(pairs))
+    base, base_stderr = mean_and_stderr(made.base().double().numpy())
+    means = {
+        name: mean_and_stderr(made.base().double().numpy() + effect)
+        for name, effect in (("alone", found[1]), ("nothing", found[0]))
+    }
     return labelled(
         {
             "value": ((), value),
             "stderr": ((), stderr),
             "low": ((), low),
             "high": ((), high),
-            **{name: ((), number) for name, number in beside_random._asdict().items()},
+            **{name: ((), number) for name, number in _beside(float(value), nulls).items()},
             "incompleteness": ((), incomplete.mean()),
+            "incompleteness_stderr": ((), errors[0]),
             "incompleteness_worst": ((), incomplete.max()),
             "minimality": (("edge",), needed),
+            "minimality_stderr": (("edge",), errors[1]),
             "minimality_least": ((), needed.min() if len(needed) else np.nan),
             "whole": ((), base),
-            "alone": ((), base + found[1].mean()),
-            "nothing": ((), base + found[0].mean()),
+            "whole_stderr": ((), base_stderr),
+            **{name: ((), mean) for name, (mean, _) in means.items()},
+            **{f"{name}_stderr": ((), stderr) for name, (_, stderr) in means.items()},
             "state": ((), scale.state),
         },
         {"edge": [str(edge) for edge in circuit]},
@@ -144,90 +149,11 @@ def faithfulness(
         n_examples=len(made),
         edges=len(circuit),
         of=len(everything),
-        null="random circuits with as many edges",
+        null="random circuits with as many edges of each kind",
     )
 
 
-def faithfulness_curve(
-    model: Any,
-    effects: EdgeEffects,
-    scores: dict[Edge, float],
-    *,
-    shares: Sequence[float] = SHARES,
-    modulus: bool = True,
-    random_rankings: int = 5,
-    seed: int = 0,
-) -> "xr.Dataset":
-    """Faithfulness of the best edges of a ranking, at growing shares of all edges.
-
-    Args:
-        model, effects: as ``faithfulness``. scores: of every edge. shares: of all edges, growing, in [0, 1].
-        modulus: whether the ranking is by moduli. random_rankings: behind the null. seed: of the draws.
-
-    Returns:
-        Dataset with dim ``draw`` for the shares (coordinate ``draw``: number of edges): ``share``, ``value`` and its ``stderr``,
-        ``null_mean``, ``null_sd``, ``z`` (random rankings); ``area`` (CPR, the integral of F over the share), ``distance``
-        (CMD, that of |1 - F|), each with ``_stderr``, ``_null_mean`` and ``_null_sd``; ``state``.
-
-    Raises:
-        TypeError, ValueError: shares that do not grow, or what ``faithfulness`` refuses.
-
-    Source: Mueller et al. 2025 (MIB), CPR and CMD.
-    """
-    at = np.asarray(shares, dtype=np.float64)
-    if at.ndim != 1 or len(at) < 2 or (np.diff(at) <= 0).any() or at[0] < 0 or at[-1] > 1:
-        raise ValueError(f"shares={list(shares)}: need two or more growing numbers from 0 to 1")
-    check_whole("random_rankings", random_rankings, 2)
-    check_whole("seed", seed, 0)
-    made = effects.intervention(model)
-    everything = made.wiring.edges
-    if missing := [edge for edge in everything if edge not in scores]:
-        raise ValueError(f"scores lack {len(missing)} of {len(everything)} edges, {missing[0]} first: score every edge")
-    sizes = np.unique(np.round(at * len(everything)).astype(int))
-    rng = np.random.default_rng([seed, 55])
-    rankings = [ranking({edge: scores[edge] for edge in everything}, modulus=modulus)]
-    rankings += [[everything[one] for one in rng.permutation(len(everything))] for _ in range(random_rankings)]
-    sets = [tuple(order[size:]) for order in rankings for size in sizes]
-    found = made.together([everything, *sets]).double().numpy()
-    scale = Scale(found[0], seed)
-    effect = found[1:].reshape(len(rankings), len(sizes), -1)
-    curves, share = scale.faithfulness(effect), sizes / len(everything)
-    stderr = scale.spread(effect[0])[0]
-    drawn = scale.drawn(effect[0]) if scale.works else np.full((len(sizes), 2), np.nan)
-    areas = {"area": lambda f: np.trapezoid(f, share, axis=0), "distance": lambda f: np.trapezoid(np.abs(1 - f), share, axis=0)}
-    null = curves[1:]
-    sd = null.std(0, ddof=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        z = np.where(sd > 0, (curves[0] - null.mean(0)) / sd, np.nan)
-    of_areas: dict[str, Any] = {}
-    for name, area in areas.items():
-        nulls = area(null.T)
-        of_areas |= {name: ((), area(curves[0])), f"{name}_stderr": ((), area(drawn).std(ddof=1))}
-        of_areas |= {f"{name}_null_mean": ((), nulls.mean()), f"{name}_null_sd": ((), nulls.std(ddof=1))}
-    each = ("draw",)
-    return labelled(
-        {
-            "value": (each, curves[0]),
-            "stderr": (each, stderr),
-            "null_mean": (each, null.mean(0)),
-            "null_sd": (each, sd),
-            "z": (each, z),
-            "share": (each, share),
-            **of_areas,
-            "state": ((), scale.state),
-        },
-        {"draw": sizes},
-        measure=Made("faithfulness_curve", 1, {**effects.spec(), "shares": at.tolist(), "modulus": modulus, "seed": seed}),
-        definition="faithfulness of the best edges of a ranking by the share of edges kept",
-        source="Mueller et al. 2025 (MIB)",
-        model_hash=model_hash(model),
-        data_hash=array_hash(made.targets.cpu()),
-        n_examples=len(made),
-        null="random rankings",
-    )
-
-
-def check_circuit(circuit: Any, made: Intervention) -> None:
+def check_circuit(circuit: Any, wiring: Wiring) -> None:
     """Refuse what is no circuit of this model.
 
     Raises:
@@ -235,11 +161,40 @@ def check_circuit(circuit: Any, made: Intervention) -> None:
     """
     if not isinstance(circuit, Circuit):
         raise TypeError(f"the circuit is a {type(circuit).__name__}; make one with threshold, ranked, greedy or Circuit.of")
-    if circuit.wiring != made.wiring:
+    if circuit.wiring.edges != wiring.edges:
         raise ValueError(
-            f"the circuit has {len(circuit.wiring.edges)} edges to choose of and the model {len(made.wiring.edges)}, they are of "
+            f"the circuit has {len(circuit.wiring.edges)} edges to choose of and the model {len(wiring.edges)}, they are of "
             "different shape: choose the circuit on this model"
         )
+
+
+def _errors(
+    scale: Scale, alone: np.ndarray, removed: np.ndarray, paired: np.ndarray, pairs: int
+) -> tuple[float, Float[np.ndarray, "edge"]]:
+    """Standard errors of incompleteness and of each edge's minimality, on the bootstrap's examples."""
+    if not scale.works:
+        return np.nan, np.full(len(removed), np.nan)
+    drawn = scale.drawn(paired).reshape(-1, 2, DRAWS)
+    apart = np.abs(drawn[:, 0] - drawn[:, 1])
+    needed = np.maximum(np.abs(scale.drawn(alone) - scale.drawn(removed)), apart[pairs:])
+    return float(apart[:pairs].mean(0).std(ddof=1)), needed.std(-1, ddof=1)
+
+
+def _beside(value: float, nulls: Float[np.ndarray, "circuit"]) -> dict[str, float]:
+    """An F among those of random circuits; no z where they differ by rounding only."""
+    found = beside(value, nulls)._asdict()
+    if found["null_sd"] <= ROUNDING:
+        found["z"] = np.nan
+    return found
+
+
+def _alike(rng: np.random.Generator, circuit: Circuit) -> Circuit:
+    """A random circuit with as many edges of each kind."""
+    kept = by_kind(circuit.wiring, circuit.edges)
+    edges: list[Edge] = []
+    for kind, group in by_kind(circuit.wiring, circuit.wiring.edges).items():
+        edges += _subset(rng, group, len(kept.get(kind, [])))
+    return Circuit(circuit.wiring, tuple(edges))
 
 
 def _subset(rng: np.random.Generator, edges: Sequence[Edge], size: int) -> tuple[Edge, ...]:

@@ -3,16 +3,19 @@
     effect(paths) = metric(run with these paths edited) - metric(run as it is), per example
 
 The metric is the loss by default (nats per predicted token), so an effect above 0 is what the paths are worth. Under ``patch``
-there are two directions: ``noising`` runs on the clean tokens and inserts writes of the corrupt ones (are these paths
-needed?), ``denoising`` runs on the corrupt tokens and inserts clean writes (are they enough?). In both, the loss is that of
-predicting the clean tokens, and a metric is handed the clean tokens.
+there are two directions: ``noising`` runs on the clean tokens and inserts writes of the corrupt ones (are these paths needed?),
+``denoising`` runs on the corrupt tokens and inserts clean writes (are they enough?). In both, the loss is that of predicting the
+clean tokens, and a metric is handed the clean tokens.
 
 Edits are made before the reader's norm, in its own copy of the stream. ``patterns`` and ``norms`` say what is kept of the run
-as it is, as in ``circuits.models.interventions``: under preserved patterns only values carry effects and q and k edges have
-none.
+that is edited, as in ``circuits.models.interventions``; under preserved patterns only values carry effects, and q and k edges
+have none.
+
+Errors are over the examples, given what writes are replaced with: a mean over few other examples is itself uncertain, and no
+error says so. Pass a ``reference`` of a hundred sequences or more where values matter.
 
 Memory: examples are taken so many at a time that tensors stay below ``max_bytes`` (``example_bytes`` times their number, beside
-the weights and the results); more examples at a time than ``circuits.models.effects.batch_size`` would not be faster.
+the weights and the results); more at a time than ``circuits.models.effects.batch_size`` would not be faster.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -60,14 +63,13 @@ class Intervention:
     """What is edited, with what, and how it is judged; see the module's docstring.
 
     Args:
-        model: of the protocol, in evaluation mode; one that is not ours is converted. It is left as found, hooks of it are not
-        run. tokens: ``[example, pos]``, BOS first. kind: a name of ``circuits.models.interventions.ABLATIONS`` or an
-        ``Ablation``. corrupt: tokens of the same shape, for patching; ``kind`` is then only asked what it keeps. direction: of
-        patching. over: of mean ablation, "examples" or "positions". reference: tokens of its mean (default: the other
-        examples). positions: where writes are replaced: indices, or bools ``[pos]`` or ``[example, pos]`` (default:
-        everywhere). metric: "loss" or a function of (logits, tokens) that gives ``[batch]``. count: bools ``[example, pos -
-        1]``, the
-            predictions the loss is taken of. max_bytes: of the tensors held at a time.
+        model: of the protocol, in evaluation mode; one that is not ours is converted. It is left as found, its hooks are not run.
+        tokens: ``[example, pos]``, BOS first. kind: a name of ``circuits.models.interventions.ABLATIONS`` or an ``Ablation``.
+        corrupt: tokens of the same shape, for patching; ``kind`` is then only asked what it keeps. direction: of patching.
+        over: of mean ablation, "examples" or "positions". reference: tokens of its mean (default: the other examples).
+        positions: where writes are replaced: indices for all examples, or bools ``[pos]`` or ``[example, pos]`` (default:
+            everywhere). metric: "loss" or a function of (logits, tokens) that gives ``[batch]``.
+        count: bools ``[example, pos - 1]``, the predictions the loss is taken of. max_bytes: of the tensors held at a time.
 
     Raises:
         TypeError, ValueError: one sentence.
@@ -97,6 +99,13 @@ class Intervention:
             raise ValueError(f"direction={direction!r}: need {' or '.join(map(repr, get_args(Direction)))}")
         if direction == "denoising" and corrupt is None:
             raise ValueError("denoising runs on corrupt tokens and none were given: pass corrupt=")
+        if corrupt is not None:
+            check_tokens(corrupt, **fits, needed_by="patching")
+            if corrupt.shape != tokens.shape:
+                raise ValueError(
+                    f"clean tokens are {tuple(tokens.shape)} and corrupt ones {tuple(corrupt.shape)}: "
+                    "patching goes position by position, so give both the same shape"
+                )
         check_metric(metric, count, (tokens.shape[0], tokens.shape[1]))
         self.ablation = Ablation.named(kind)
         self.model: HookedTransformer = bare(model)
@@ -111,8 +120,8 @@ class Intervention:
         self.positions = read_positions(positions, tokens)
         run_on, insert = (corrupt, tokens) if direction == "denoising" else (tokens, corrupt)
         assert run_on is not None  # denoising without corrupt tokens was refused
-        # Alternatives checks that both have one shape, whichever way round.
         self.run_on = run_on.long()
+        self.max_bytes = max_bytes
         self.each_time, self.keeps = self._examples_at_a_time(max_bytes)
         with torch.no_grad():
             self.alternatives = Alternatives(
@@ -137,21 +146,27 @@ class Intervention:
         fit = (max_bytes - always) // one
         return min(batch_size(self.model), fit), len(self) <= fit
 
-    def batches(self) -> Iterator[Batch]:
-        """All examples, so many at a time, each run once as it is."""
+    def batches(self, *, most: int | None = None) -> Iterator[Batch]:
+        """All examples, so many at a time and ``most`` at most, each run once as it is.
+
+        Where they all fit into ``max_bytes`` the runs are kept for the next call, as long as the intervention lives.
+        """
+        if most is not None and most < self.each_time:
+            yield from self._run(most)
+            return
         if self._kept:
             yield from self._kept
             return
         made = []
-        for batch in self._run():
+        for batch in self._run(self.each_time):
             made += [batch] if self.keeps else []
             yield batch
         self._kept = made
 
-    def _run(self) -> Iterator[Batch]:
+    def _run(self, each_time: int) -> Iterator[Batch]:
         device = device_of(self.model)
         length = self.targets.shape[1]
-        for rows in torch.arange(len(self)).split(self.each_time):
+        for rows in torch.arange(len(self)).split(each_time):
             with torch.no_grad():
                 clean = clean_run(self.model, self.run_on[rows].to(device), self.ablation.patterns, self.ablation.norms)
                 written = writes(self.model, clean)
@@ -211,22 +226,35 @@ def read_positions(given: Any, tokens: Int[Tensor, "example pos"]) -> Bool[Tenso
     if given is None:
         return None
     examples, length = tokens.shape
-    asked = given if isinstance(given, Tensor) else torch.as_tensor(list(given) if isinstance(given, range | set) else given)
+    if isinstance(given, range | set | frozenset):
+        given = sorted(given)
+    try:
+        asked = torch.as_tensor(given).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"positions are {given!r}, need indices such as [3, 5], or bools for each position") from error
+    if asked.numel() == 0:
+        raise ValueError("positions choose none: leave them out to edit everywhere")
     if asked.dtype == torch.bool:
         if tuple(asked.shape) not in ((length,), (examples, length)):
             raise ValueError(
                 f"positions are bools of shape {tuple(asked.shape)}, need ({length},) or ({examples}, {length}) for these tokens"
             )
         chosen = asked.expand(examples, length)
-    elif asked.numel() and (asked.is_floating_point() or asked.is_complex()):
+    elif asked.is_floating_point() or asked.is_complex():
         raise TypeError(f"positions are {asked.dtype}, need indices or bools")
     else:
-        if asked.numel() and not (-length <= int(asked.min()) and int(asked.max()) < length):
+        if asked.ndim > 1:
+            raise ValueError(
+                f"positions are indices of shape {tuple(asked.shape)}, which hold for all examples: pass bools "
+                f"({examples}, {length}) to choose for each"
+            )
+        if not (-length <= int(asked.min()) and int(asked.max()) < length):
             raise ValueError(f"positions run from {int(asked.min())} to {int(asked.max())}, the tokens have 0..{length - 1}")
         chosen = torch.zeros(examples, length, dtype=torch.bool)
         chosen[:, asked.flatten().long()] = True
-    if not bool(chosen.any()):
-        raise ValueError("positions choose none: leave them out to edit everywhere")
+    if not bool(chosen.any(-1).all()):
+        empty = int((~chosen.any(-1)).nonzero()[0])
+        raise ValueError(f"positions choose none in example {empty}, where nothing would be edited: leave it out, or choose one")
     return chosen
 
 

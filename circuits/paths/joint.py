@@ -5,7 +5,7 @@
     conditional   effect(edge and condition together) - effect(condition): what the edge is worth where the condition's edges are
                   edited already
 
-in nats of loss, or the unit of the metric. Single effects miss redundant edges; these do not. Intervals are a bootstrap over
+in nats of loss. Single effects miss redundant edges; these do not. Intervals are a bootstrap over
 examples, the null of an interaction is that of the same places through other heads of their layers
 (``circuits.paths.matched``).
 """
@@ -22,6 +22,7 @@ from circuits.paths.edges import EdgeEffects, edge_results
 from circuits.paths.intervention import Intervention
 from circuits.paths.matched import beside, matched_sets
 from circuits.paths.places import Place, edges_in, read
+from circuits.paths.wiring import wiring_of
 from circuits.results import array_hash, check_whole, labelled, mean_and_stderr
 
 if TYPE_CHECKING:
@@ -55,11 +56,21 @@ def interaction(
     """
     check_whole("controls", controls, 0)
     check_whole("seed", seed, 0)
+    check_effects(effects)
+    if not isinstance(places, Sequence):
+        raise TypeError(f"places are {places!r}, need a list of two or more, such as ['L0H0', 'L0H1']")
     asked = [read(place) for place in ([places] if isinstance(places, str) else places)]
     if len(asked) < 2:
         raise ValueError(f"an interaction is between two places or more and {len(asked)} was given: pass another")
+    groups = [place.paths(wiring_of(model)) for place in asked]
+    for at, group in enumerate(groups):
+        for other in groups[at + 1 :]:
+            if shared := set(group) & set(other):
+                raise ValueError(
+                    f"two of the places share the path {named((min(shared),))}, whose effect would be counted twice: "
+                    "pass places without a common path"
+                )
     made = effects.intervention(model)
-    groups = [place.paths(made.wiring) for place in asked]
     joint, single = _together(made, groups)
     per_example = joint - single.sum(0)
     others = []
@@ -103,6 +114,16 @@ def _together(made: Intervention, groups: "Sequence[Sequence[Any]]") -> tuple[np
     return found[0], found[1:]
 
 
+def check_effects(effects: Any) -> None:
+    """Refuse what does not say what is edited, on which tokens.
+
+    Raises:
+        TypeError: it is no ``EdgeEffects``.
+    """
+    if not isinstance(effects, EdgeEffects):
+        raise TypeError(f"effects are a {type(effects).__name__}, need EdgeEffects(tokens, ...): what is edited on which tokens")
+
+
 def bootstrap_interval(per_example: np.ndarray, seed: int, *, level: float = 0.95) -> tuple[float, float]:
     """An interval of the mean, drawing examples anew."""
     examples = len(per_example)
@@ -123,12 +144,14 @@ class ConditionalEffects:
 
     effects: EdgeEffects
     given: str
-    name: str = field(default="conditional_effects", init=False)
     version: int = field(default=1, init=False)
 
+    @property
+    def name(self) -> str:
+        return f"conditional_effects_{self.effects.on}" if self.effects.on else "conditional_effects"
+
     def __post_init__(self) -> None:
-        if not isinstance(self.effects, EdgeEffects):
-            raise TypeError(f"effects are a {type(self.effects).__name__}, need EdgeEffects(tokens, ...)")
+        check_effects(self.effects)
         object.__setattr__(self, "given", str(read(self.given)))
 
     def spec(self) -> dict[str, Any]:
@@ -140,18 +163,22 @@ class ConditionalEffects:
         Returns:
             As ``EdgeEffects``, ``value`` being the conditional effect; ``alone``, ``alone_stderr``, the edge's effect by itself;
             ``hidden`` and ``hidden_stderr``, the difference: above 0 where the condition's edges had made up for this one;
-            ``condition``, the effect of the condition. Edges of the condition itself have value 0.
+            ``condition`` and ``condition_stderr``, the effect of the condition. Edges of the condition itself are left out.
 
         Raises:
             TypeError, ValueError: as ``EdgeEffects``; a condition of paths longer than one hop.
         """
+        wiring = wiring_of(model)
+        given = edges_in(read(self.given), wiring)
+        edges = tuple(edge for edge in self.effects.edges(wiring) if edge not in given)
+        if not edges:
+            raise ValueError(f"all edges of where={self.effects.where!r} are in the condition {self.given!r}: measure others")
         made = self.effects.intervention(model)
-        edges = self.effects.edges(made.wiring)
-        given = edges_in(read(self.given), made.wiring)
         sets = [tuple(dict.fromkeys((*given, edge))) for edge in edges]
         joint = made.together([given, *sets]).double().numpy()
         value, alone = joint[1:] - joint[0], made.one_by_one(edges).double().numpy()
         alone_mean, alone_stderr = mean_and_stderr(alone, axis=1)
+        condition, condition_stderr = mean_and_stderr(joint[0])
         hidden, hidden_stderr = mean_and_stderr(value - alone, axis=1)
         each = ("edge",)
         return edge_results(
@@ -167,6 +194,7 @@ class ConditionalEffects:
                 "alone_stderr": (each, alone_stderr),
                 "hidden": (each, hidden),
                 "hidden_stderr": (each, hidden_stderr),
-                "condition": ((), joint[0].mean()),
+                "condition": ((), condition),
+                "condition_stderr": ((), condition_stderr),
             },
         )

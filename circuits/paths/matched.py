@@ -1,9 +1,13 @@
 """Matched controls: the same paths through other heads of the same layers, and what an effect is beside theirs.
 
-A set of paths names some heads. Its controls put other heads of their layers in their places, one for one, and keep the rest:
-inputs, MLPs, embeddings. All of them where there are few, else so many drawn at random. An effect's z is its distance from the
-mean of the controls' in their standard deviations; its p is one-sided, (1 + controls that reach it) / (1 + controls), and can
-be no smaller than 1 / (1 + controls). A place that names no head, or all heads of each layer it names, has no controls.
+A set of paths names some heads. Its controls put other heads of their layers in their places, at least one of them, and keep the
+rest: inputs, MLPs, embeddings. A control shares no path with the place. All of them are taken where there are few, else so many
+drawn at random.
+
+An effect's z is its distance from the mean of the controls' in their standard deviations: a description, as controls that do
+nothing hardly vary. Its p is two-sided by rank, (1 + controls at least as far from the controls' median as the value) /
+(1 + controls), and can be no smaller than 1 / (1 + controls): with one control for each of seven other heads it never falls below
+.125. A place that names no head, or all heads of each layer it names, has no controls. What is not finite has no z and no p.
 """
 
 import math
@@ -31,14 +35,14 @@ def matched_sets(groups: Sequence[Sequence[Path]], wiring: Wiring, most: int, se
     for head in heads:
         by_layer.setdefault(head.layer, []).append(head.head)
     total = wiring.cfg.n_heads
-    own = frozenset(frozenset(paths) for paths in groups)
+    own_paths = frozenset(path for paths in groups for path in paths)
     names = {str(head): head for head in heads}
     choices = math.prod(math.perm(total, len(named)) for named in by_layer.values())
     rng = np.random.default_rng([seed, 50])
     found: dict[frozenset[frozenset[Path]], tuple[frozenset[Path], ...]] = {}  # groups are no order of groups
     for renamed in _arrangements(by_layer, total, rng, listed=choices <= LISTED, draws=min(20 * most, DRAWN)):
         other = tuple(frozenset(tuple(_renamed(hop, renamed, names) for hop in path) for path in paths) for paths in groups)
-        if frozenset(other) != own:
+        if not own_paths & frozenset().union(*other):
             found.setdefault(frozenset(other), other)
     controls = list(found.values())
     if len(controls) > most:
@@ -81,11 +85,13 @@ class Beside(NamedTuple):
 def beside(value: float, controls: Float[np.ndarray, "control"]) -> Beside:
     """Where an effect stands among its controls."""
     count = len(controls)
-    if count < 2:
+    if count < 2 or not (np.isfinite(value) and np.isfinite(controls).all()):
         return Beside(*[np.nan] * 5)
     mean, sd = float(controls.mean()), float(controls.std(ddof=1))
     z = (value - mean) / sd if sd > 0 else np.nan
-    return Beside(mean, sd, z, (1 + int((controls >= value).sum())) / (1 + count), 1 / (1 + count))
+    middle = np.median(controls)
+    as_far = int((np.abs(controls - middle) >= abs(value - middle)).sum())
+    return Beside(mean, sd, z, (1 + as_far) / (1 + count), 1 / (1 + count))
 
 
 def edges_beside(effects: Float[np.ndarray, "edge"], edges: Sequence[Edge], wiring: Wiring) -> dict[str, np.ndarray]:

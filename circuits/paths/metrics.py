@@ -72,7 +72,9 @@ class LogitReader:
             raise ValueError(
                 f"the metric gave {given} for {len(self.targets)} examples; it must give one number for each, a tensor [batch]"
             )
-        return value
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError("the metric gave NaN or infinity for some example; it must give a number for each")
+        return value.to(logits.dtype)
 
 
 def logits_of(

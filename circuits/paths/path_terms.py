@@ -80,7 +80,8 @@ class PathTerms:
         Returns:
             Dataset with dim ``edge``, the paths' names (``"embed -> L0H3 -> logits"``): ``value``, the mean share (nats per
             predicted token, negative where the path lowers the loss; adds up to loss - ln d_vocab_out), ``stderr`` over
-            examples, ``null_mean``, ``null_sd`` and ``z`` (targets of other examples), ``order``. Where ``max_order`` leaves
+            examples, ``null_mean``, ``null_sd`` and ``z`` (targets of other examples, over exchanges of these very examples),
+            ``excess`` and ``excess_stderr``, the share less its null example by example, ``order``. Where ``max_order`` leaves
             paths out, ``rest`` and ``rest_stderr``, ``rest_null_mean``, ``rest_null_sd``, ``rest_z`` are those of their sum.
             Attributes ``loss`` and ``uniform`` are in nats.
 
@@ -109,7 +110,9 @@ class PathTerms:
         every = torch.cat(shares, dim=2).double().cpu().numpy()  # [edge, target, example]
         total = torch.cat(totals, dim=1).double().cpu().numpy()  # [target, example]
         value, stderr = mean_and_stderr(every[:, 0], axis=-1)
+        excess, excess_stderr = mean_and_stderr(every[:, 0] - every[:, 1:].mean(1), axis=-1)
         columns = {"value": value, "stderr": stderr} | against(value, every[:, 1:].mean(-1).T)
+        columns |= {"excess": excess, "excess_stderr": excess_stderr}
         rest: dict[str, Any] = {}
         if len(orders) <= depth:
             left = total - every.sum(0)

@@ -60,9 +60,11 @@ class TermImportance:
 
         Returns:
             Dataset. With dim ``order`` (0..n_layers, an addition to the usual words): ``value``, the marginal effect in nats per
-            predicted token, ``stderr`` over examples, ``null_mean``, ``null_sd``, ``z``; ``loss`` with all paths up to that
-            order and ``loss_stderr``. With dim ``layer``, of the paths through one head: ``alone`` and ``given_rest``, each
-            with ``_stderr``, ``_null_mean``, ``_null_sd``, ``_z``. Attributes ``loss`` and ``uniform`` are in nats.
+            predicted token, ``stderr`` over examples, ``null_mean``, ``null_sd``, ``z`` (over exchanges of these examples),
+            ``excess``, the value less its null example by example, and ``excess_stderr`` over examples; ``loss`` with all paths
+            up to that order and ``loss_stderr``. With dim ``layer``, of the paths through one head: ``alone`` and
+            ``given_rest``, each with ``_stderr``, ``_null_mean``, ``_null_sd``, ``_z``, ``_excess``, ``_excess_stderr``.
+            Attributes ``loss`` and ``uniform`` are in nats.
 
         Raises:
             TypeError, ValueError: not a hooked model, MLPs or capped logits, NaN weights, or tokens that do not fit.
@@ -87,7 +89,9 @@ class TermImportance:
             ("given_rest", "layer", slice(2 * depth + 1, None)),
         ):
             value, stderr = mean_and_stderr(every[0, at], axis=-1)
+            excess, excess_stderr = mean_and_stderr(every[0, at] - every[1:, at].mean(0), axis=-1)
             measured = {"value": value, "stderr": stderr} | against(value, every[1:, at].mean(-1))
+            measured |= {"excess": excess, "excess_stderr": excess_stderr}
             names = {name: f"{prefix}_{name}" if prefix else name for name in measured} | ({"value": prefix} if prefix else {})
             columns |= {names[name]: ((dim,), x) for name, x in measured.items()}
         loss, loss_stderr = mean_and_stderr(clean, axis=-1)

@@ -7,6 +7,9 @@
     resample    its write in another example, same position; who gives to whom is one seeded cycle
     patch       its write in the run on other tokens, example by example (a counterfactual)
 
+Examples of one layout, such as repeats at one distance, leave that layout in their means and in each other's writes: queries and
+keys that are replaced together still meet at the right place. Give a ``reference`` or other tokens without it.
+
 What a source writes: the token's embedding; the position's; a head's ``z W_O`` without ``b_O``; an MLP's output with its bias.
 Positions are the same in every example: zero ablates them, and so does ``over="positions"``; other means, resampling and patching
 change nothing about them, to the bit.
@@ -74,15 +77,13 @@ class Alternatives:
     def _check(self) -> None:
         if self.over not in get_args(Over):
             raise ValueError(f"over={self.over!r}: need {' or '.join(map(repr, get_args(Over)))}")
-        fits: dict[str, Any] = {"d_vocab": self.model.cfg.d_vocab, "n_ctx": self.model.cfg.n_ctx}
         if self.corrupt is not None:
-            check_tokens(self.corrupt, **fits, needed_by="patching")
-            if self.corrupt.shape != self.tokens.shape:
-                raise ValueError(
-                    f"clean tokens are {tuple(self.tokens.shape)} and corrupt ones {tuple(self.corrupt.shape)}: "
-                    "patching goes position by position, so give both the same shape"
-                )
+            if self.reference is not None:
+                raise ValueError("a reference is for mean ablation, and this patches from other tokens: leave it out")
             return
+        if self.over != "examples" and self.kind != "mean":
+            raise ValueError(f"over={self.over!r} is of mean ablation, and this is {self.kind}: leave it out")
+        fits: dict[str, Any] = {"d_vocab": self.model.cfg.d_vocab, "n_ctx": self.model.cfg.n_ctx}
         if self.reference is not None:
             if self.kind != "mean":
                 raise ValueError(f"a reference is for mean ablation, and this is {self.kind}: leave it out")

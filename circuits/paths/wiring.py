@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from circuits.models.config import HookedTransformerConfig
 from circuits.models.heads import Head
+from circuits.models.own import own
 
 CHANNELS = ("q", "k", "v")
 EMBED, POS, LOGITS = "embed", "pos", "logits"
@@ -124,6 +125,15 @@ class Wiring:
     def kind(self, edge: Edge) -> str:
         """What an edge has in common with those it is compared with, such as ``"L0H -> L1H.k"``."""
         return f"{_class(edge.source)} -> {_class(edge.destination)}"
+
+
+def wiring_of(model: Any) -> Wiring:
+    """The wiring of any model of the protocol.
+
+    Raises:
+        TypeError: not a hooked model. ValueError: one that cannot be represented in our class.
+    """
+    return Wiring.of(own(model))
 
 
 _FLAGS = ("use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in")

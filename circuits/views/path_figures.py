@@ -128,7 +128,7 @@ def _over_steps(
 
 
 def faithfulness_figure(curve: "xr.Dataset", *, ax: "Axes | None" = None) -> "Figure":
-    """Faithfulness of a ranking's best edges by the share of edges kept; grey: random rankings.
+    """Faithfulness of a ranking's best edges by the share of edges kept; grey: exchanged rankings.
 
     Dashed at 1, the whole model, and at 0, no edge. The title has the area under the curve, of the ranking and of random ones.
 
@@ -139,7 +139,7 @@ def faithfulness_figure(curve: "xr.Dataset", *, ax: "Axes | None" = None) -> "Fi
     with drawing(ax, width=5.4, height=3.5) as (axis,):
         mean, sd = curve["null_mean"].values, curve["null_sd"].values
         axis.fill_between(share, mean - 2 * sd, mean + 2 * sd, color="#999999", alpha=0.25, lw=0)
-        axis.plot(share, mean, color="#777777", lw=0.9, label="random rankings")
+        axis.plot(share, mean, color="#777777", lw=0.9, label="scores exchanged within kinds")
         line_with_band(axis, share, curve["value"].values, curve["stderr"].values, colour=PALETTE[0])
         axis.lines[-1].set_label("this ranking")
         for level in (0.0, 1.0):

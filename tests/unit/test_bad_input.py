@@ -25,8 +25,9 @@ from circuits.models.planted import planted_model, uniform_model
 from circuits.paths.ablate import ablate, patch
 from circuits.paths.attribution import EdgeAttribution
 from circuits.paths.circuit import Circuit, ranked, threshold
+from circuits.paths.curve import faithfulness_curve
 from circuits.paths.edges import EdgeEffects
-from circuits.paths.faithfulness import faithfulness, faithfulness_curve
+from circuits.paths.faithfulness import faithfulness
 from circuits.paths.joint import ConditionalEffects, interaction
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -140,7 +141,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a score there is not": (
         lambda: ranked(eight(), EdgeEffects(TWO, "zero")(eight()), 3, variable="exact"),
         ValueError,
-        "there is no 'exact'",
+        "there is no number 'exact'",
     ),
     "edges without scores": (
         lambda: faithfulness_curve(eight(), EdgeEffects(TWO), {}),

@@ -66,15 +66,15 @@ def test_lines_go_up_from_box_to_port_and_meet_no_other_box(layers, heads, mlp, 
     level = {name: at for at, row in enumerate(plan.rows) for name in row}
     assert set(plan.x) == set(level) == {name for edge in edges for name in (edge.source, edge.destination.split(".")[0])}
     for row in plan.rows:
-        assert all(np.diff([plan.x[name] for name in row]) >= graph.BOX + graph.GAP - 1e-9)
-    assert all(np.diff(plan.y) > graph.TALL)
+        assert all(np.diff([plan.x[name] for name in row]) >= graph_layout.BOX + graph_layout.GAP - 1e-9)
+    assert all(np.diff(plan.y) > graph_layout.TALL)
     for edge, way in plan.ways.items():
         node, _, channel = edge.destination.partition(".")
         assert [at for at, _ in way] == list(range(level[edge.source], level[node] + 1)), "every row between, upwards"
-        assert abs(way[0][1] - plan.x[edge.source]) <= graph.BOX / 2
-        assert abs(way[-1][1] - plan.x[node] - graph.PORT_AT.get(channel, 0.0)) <= graph.PORT / 2
+        assert abs(way[0][1] - plan.x[edge.source]) <= graph_layout.BOX / 2
+        assert abs(way[-1][1] - plan.x[node] - graph_layout.PORT_AT.get(channel, 0.0)) <= graph_layout.PORT / 2
         for at, x in way[1:-1]:
-            assert all(abs(x - plan.x[name]) > graph.BOX / 2 for name in plan.rows[at])
+            assert all(abs(x - plan.x[name]) > graph_layout.BOX / 2 for name in plan.rows[at])
 
 
 def test_rows_follow_the_computation_and_a_parallel_mlp_stands_beside_its_heads():
@@ -225,11 +225,11 @@ def a_curve(state: str = "ok") -> xr.Dataset:
     value = 1 - np.exp(-12 * share) if state == "ok" else np.full(len(share), np.nan)
     return xr.Dataset(
         {
-            "value": ("draw", value), "stderr": ("draw", value * 0.03), "null_mean": ("draw", value * share),
-            "null_sd": ("draw", value * 0.05), "share": ("draw", share), "area": 0.912, "area_stderr": 0.01,
+            "value": ("size", value), "stderr": ("size", value * 0.03), "null_mean": ("size", value * share),
+            "null_sd": ("size", value * 0.05), "share": ("size", share), "area": 0.912, "area_stderr": 0.01,
             "area_null_mean": 0.31, "state": state,
         },
-        {"draw": np.round(share * 257).astype(int)},
+        {"size": np.round(share * 257).astype(int)},
     )  # fmt: skip
 
 

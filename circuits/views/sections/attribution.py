@@ -6,11 +6,11 @@ from circuits.dynamics.pathways import path_measures
 from circuits.models.checkpoints import Checkpoints
 from circuits.views.curves import rendered
 from circuits.views.formation import last_measured
-from circuits.views.html import count, decimal, image, paragraph
+from circuits.views.html import count, decimal, image, paragraph, spread
 from circuits.views.path_figures import agreement_figure
 from circuits.views.sections import Results, Section, Wanted
 
-MEASURE = "edge_attribution"
+MEASURE = "edge_attribution_inputs_text"
 
 
 def measures(run: Checkpoints) -> list[Wanted]:
@@ -26,7 +26,8 @@ def render(run: Checkpoints, results: Results) -> str:
     step = last_measured(results[MEASURE])
     end = results[MEASURE].sel(step=step)
     said = [
-        f"{decimal(float(end[name]))} [{decimal(float(end[f'{name}_low']))}, {decimal(float(end[f'{name}_high']))}]"
+        f"{decimal(float(end[name]))} [{decimal(float(end[f'{name}_low']))}, {decimal(float(end[f'{name}_high']))}; edges "
+        f"of one kind exchanged: {decimal(float(end[f'{name}_null_mean']))}, sd {spread(float(end[f'{name}_null_sd']))}]"
         for name in ("agreement", "agreement_of_moduli")
     ]
     return Markup("\n").join(
@@ -42,7 +43,7 @@ def render(run: Checkpoints, results: Results) -> str:
                 "image/svg+xml",
                 alt=f"Estimated against exact effect of every edge at step {step}; rank correlation {said[0]}.",
                 caption=f"Every edge at step {count(step)}, held-out text. Spearman’s rank correlation {said[0]}, of moduli "
-                f"{said[1]} (95% intervals over examples).",
+                f"{said[1]} (in brackets: 95% interval over examples; null).",
             ),
         ]
     )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 ROWS, CURVES, DRAWN = 10, 6, 40
+ALPHA = 0.05
 REPEATS, TEXT = "edge_effects_repeats", "edge_effects_text"
 PLAN: dict[str, dict[str, Any]] = {
     REPEATS: {"few": 3},
@@ -59,12 +60,12 @@ def orders(found: "xr.Dataset") -> list[Markup]:
     rows = []
     for order in end["order"].values:
         here = end.sel(order=order)
-        before = f"{decimal(float(here['null_mean']))} (sd {spread(float(here['null_sd']))}), z {z_score(float(here['z']))}"
         rows.append(
             (
                 f"{int(order)} (no head)" if order == 0 else f"{int(order)}",
                 with_error(float(here["value"]), float(here["stderr"])),
-                before,
+                decimal(float(here["null_mean"])),
+                with_error(float(here["excess"]), float(here["excess_stderr"])),
                 with_error(float(here["loss"]), float(here["loss_stderr"])),
             )
         )
@@ -79,11 +80,12 @@ def orders(found: "xr.Dataset") -> list[Markup]:
         paragraph(
             "With attention patterns and the scales of norms kept from the run itself, the logits are a sum over paths, biases "
             "as terms of their own. The marginal effect of an order is what the loss falls by when its paths are added to all "
-            "shorter ones (Elhage et al. 2021); chance is 0, the null adds the paths of another example. Order 0 is against the "
-            "uniform prediction."
+            "shorter ones (Elhage et al. 2021), above 0 where they help. The null adds the paths of other examples instead: what "
+            "such paths do without having read this text. Order 0 is against the uniform prediction."
         ),
         table(
-            ("heads in the path", "marginal effect (nats)", "null", "loss with all up to it"), rows, numeric=(1, 2, 3),
+            ("heads in the path", "marginal effect (nats)", "null", "less its null", "loss with all up to it"),
+            rows, numeric=range(1, 5),
             caption=f"Step {count(step)}, held-out text, ± standard error over {end.attrs.get('n_examples', '')} examples. "
             f"Paths through one head, by its layer: {by_layer}.",
         ),
@@ -112,16 +114,17 @@ def edges(run: Checkpoints, found: "xr.Dataset", what: str) -> list[Markup]:
     parts = [
         Markup("<h3>Edges on {}</h3>").format(what),
         paragraph(
-            "Each edge alone: what the loss rises by (nats) when its reader gets the source’s mean over other examples in place "
-            "of the source, and everything behind the reader reacts. Redundant edges hide each other here. Clean loss: {}.",
+            "Each edge alone: what the loss rises by (nats) when its reader gets the source’s mean over many other sequences in "
+            "place of the source, and everything behind the reader reacts. Redundant edges hide each other here. Clean loss: {}.",
             base,
         ),
         table(
-            ("edge", "effect (nats)", "its kind: mean (sd)", "z", "p"), rows, numeric=range(1, 5),
+            ("edge", "effect (nats)", "its kind: mean (sd)", "distance (sd)", "p"), rows, numeric=range(1, 5),
             caption=f"Step {count(step)}: the {len(rows)} edges of largest effect, of {len(scores)}, ± standard error over "
             f"{end.attrs.get('n_examples', '')} examples. Its kind: the other edges between heads of the same two layers, into "
-            "the same input; p is the rank among them, one-sided, ≤ where it is as small as it can be, and not adjusted for the "
-            "number of edges.",
+            "the same input. The distance from them, in their sd, describes and is no test, since edges that do nothing hardly "
+            "vary; p is two-sided by rank among them, ≤ where as small as it can be, “untestable” where that is above .05, and "
+            "not adjusted for the number of edges.",
         ),
         image(
             rendered(edge_table(end, scale="symlog"), "svg"), "image/svg+xml",
@@ -151,8 +154,15 @@ def edge_row(end: "xr.Dataset", edge: Edge) -> tuple[Any, ...]:
         with_error(float(here["value"]), float(here["stderr"])),
         kind,
         z_score(float(here["z"])),
-        probability(float(here["p"]), float(here["smallest_p"])),
+        rank_p(float(here["p"]), float(here["smallest_p"])),
     )
+
+
+def rank_p(p: float, smallest: float) -> str:
+    """A p by rank, or that it could never have been small."""
+    if not np.isfinite(p) or smallest > ALPHA:
+        return "untestable" + (f" ({probability(p, smallest)})" if np.isfinite(p) else "")
+    return probability(p, smallest)
 
 
 def drawn(run: Checkpoints, scores: dict[Edge, float], best: list[Edge], step: int) -> Markup:
@@ -176,8 +186,8 @@ def terms(found: "xr.Dataset") -> list[Markup]:
         (
             Markup("<b>{}</b>").format(str(end["edge"].values[at])),
             with_error(float(end["value"][at]), float(end["stderr"][at])),
-            f"{decimal(float(end['null_mean'][at]))} ({spread(float(end['null_sd'][at]))})",
-            z_score(float(end["z"][at])),
+            decimal(float(end["null_mean"][at])),
+            with_error(float(end["excess"][at]), float(end["excess_stderr"][at])),
         )
         for at in order
     ]
@@ -186,7 +196,7 @@ def terms(found: "xr.Dataset") -> list[Markup]:
     return [
         Markup("<h3>Terms of the path expansion</h3>"),
         table(
-            ("path", "share of the loss (nats)", "other targets: mean (sd)", "z"), rows, numeric=(1, 2, 3),
+            ("path", "share of the loss (nats)", "other targets", "less that"), rows, numeric=(1, 2, 3),
             caption=f"Step {count(step)}: the {len(rows)} paths with the largest shares; all shares add up to the loss less that "
             f"of the uniform prediction{of}. Below 0: the path lowers the loss. The null reads the same term against the "
             "targets of other examples: what a path does whatever comes next, such as raising frequent tokens, it does there "
