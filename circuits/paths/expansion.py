@@ -99,7 +99,8 @@ class PathExpansion:
         >>> import torch
         >>> from circuits import HookedTransformer
         >>> from circuits.paths.expansion import PathExpansion
-        >>> model = HookedTransformer(dict(n_layers=2, d_model=8, n_heads=2, d_head=4, n_ctx=16, d_vocab=50, attn_only=True))
+        >>> cfg = dict(n_layers=2, d_model=8, n_heads=2, d_head=4, n_ctx=16, d_vocab=50, attn_only=True)
+        >>> model = HookedTransformer(cfg).eval()
         >>> paths = PathExpansion(model, torch.arange(10)[None])
         >>> paths.term("embed -> L0H1 -> L1H0 -> logits").pattern().shape
         torch.Size([1, 10, 10])

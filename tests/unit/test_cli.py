@@ -283,7 +283,7 @@ def test_paths_of_a_tiny_real_run(elsewhere, tiny):
     result = invoke("paths", "run", "--store", "store", "--workers", 0)
     assert (result.exit_code, result.stdout) == (0, "reports/run/paths.nc\n"), result.stderr
     assert result.stderr == ""
-    names = ["edge_attribution", "edge_effects_repeats", "edge_effects_text", "path_terms", "term_importance"]
+    names = ["edge_attribution_inputs_text", "edge_effects_repeats", "edge_effects_text", "path_terms", "term_importance"]
     with xr.open_dataset("reports/run/paths.nc", engine="h5netcdf") as data:
         assert json.loads(data.attrs["measures"]) == names and json.loads(data.attrs["absent"]) == {}
         assert all(data[f"{name}_status"].values.tolist() == ["ok", "ok"] for name in names)

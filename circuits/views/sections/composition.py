@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Pair = tuple[str, Head, Head]
 """Mode, source, destination."""
 ROWS, CURVES, NAMED = 12, 5, 6
+CHECKPOINTS = 12
 FROM, TO = "previous token", "induction"
 
 
@@ -30,7 +31,7 @@ def measures(run: Checkpoints) -> list[Wanted]:
     names = ("composition", "composition_tokens") if run.cfg.n_layers > 1 else ()
     return [
         Wanted(attention_measure(run)),
-        *(Wanted(weight_measure(run, name), last=name == "composition_tokens") for name in names),
+        *(Wanted(weight_measure(run, name), last=name == "composition_tokens", few=CHECKPOINTS) for name in names),
     ]
 
 

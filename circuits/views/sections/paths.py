@@ -25,9 +25,9 @@ ROWS, CURVES, DRAWN = 10, 6, 40
 ALPHA = 0.05
 REPEATS, TEXT = "edge_effects_repeats", "edge_effects_text"
 PLAN: dict[str, dict[str, Any]] = {
-    REPEATS: {"few": 3},
+    REPEATS: {"few": 2},
     TEXT: {"last": True},
-    "term_importance": {"few": 4},
+    "term_importance": {"few": 3},
     "path_terms": {"last": True},
 }
 
@@ -46,7 +46,7 @@ def render(run: Checkpoints, results: Results) -> str:
     ]
     parts += orders(results["term_importance"]) if "term_importance" in results else []
     for name, what in ((REPEATS, "repeated random tokens (the loss of the repeated half)"), (TEXT, "the run’s held-out text")):
-        parts += edges(run, results[name], what) if name in results else []
+        parts += edges(run, name, results[name], what) if name in results else []
     parts += terms(results["path_terms"]) if "path_terms" in results else []
     if len(parts) == 1:
         parts.append(paragraph("<b>Left out.</b> This run has neither a text nor room for repeated tokens."))
@@ -102,7 +102,7 @@ def orders(found: "xr.Dataset") -> list[Markup]:
     return parts
 
 
-def edges(run: Checkpoints, found: "xr.Dataset", what: str) -> list[Markup]:
+def edges(run: Checkpoints, name: str, found: "xr.Dataset", what: str) -> list[Markup]:
     """The table of the strongest edges, all of them as a map, the circuit of the strongest, and curves."""
     step = last_measured(found)
     end = found.sel(step=step)
@@ -131,8 +131,9 @@ def edges(run: Checkpoints, found: "xr.Dataset", what: str) -> list[Markup]:
             alt=f"Effect of every edge at step {step}, by source and destination. Largest: {top}.",
             caption=f"Every edge at step {count(step)} (linear near 0, logarithmic beyond). Hatched: no such edge.",
         ),
-        drawn(run, scores, best, step),
     ]  # fmt: skip
+    if name == REPEATS:  # of text the strongest edges lead everywhere
+        parts.append(drawn(run, scores, best, step))
     if found.sizes["step"] > 2:
         parts.append(
             image(
