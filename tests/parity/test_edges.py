@@ -88,7 +88,7 @@ def fast_is_literal(shape, *, each):
     some = torch.rand(5, 8, generator=torch.Generator().manual_seed(4)) < 0.6
     for number, way in enumerate(WAYS):
         positions = some if number % 2 else None
-        over = "positions" if number % 3 == 0 else "examples"
+        over = "positions" if way.kind == "mean" and way.norms == "frozen" else "examples"
         made = Intervention(model, TOKENS, way, positions=positions, over=over)
         fast = made.one_by_one()
         edges = made.wiring.edges

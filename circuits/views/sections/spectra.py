@@ -29,11 +29,12 @@ COLUMNS = {
     "qk_positive_fraction": "QK positive",
     "qk_trace": "QK trace",
 }
+CHECKPOINTS = 12
 
 
 def measures(run: Checkpoints) -> list[Wanted]:
     names = ("weight_spectra", *(("k_term_copying",) if run.cfg.n_layers > 1 else ()))
-    return [Wanted(attention_measure(run)), *(Wanted(weight_measure(run, name)) for name in names)]
+    return [Wanted(attention_measure(run)), *(Wanted(weight_measure(run, name), few=CHECKPOINTS) for name in names)]
 
 
 def render(run: Checkpoints, results: Results) -> str:
