@@ -29,7 +29,7 @@ COLUMNS = {
     "qk_positive_fraction": "QK positive",
     "qk_trace": "QK trace",
 }
-CHECKPOINTS = 12
+CHECKPOINTS = 8
 
 
 def measures(run: Checkpoints) -> list[Wanted]:
