@@ -4,9 +4,7 @@ The text is the run's own held-out text (``run.corpus``, else its evaluation tok
 counted is its training text. Both are of one kind, code where the run has it.
 """
 
-import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -35,9 +33,9 @@ from circuits.detectors.roles import classify_functions
 from circuits.detectors.token_losses import TokenLosses
 from circuits.dynamics.detect import attention_measure
 from circuits.dynamics.sweep import check_checkpoints
-from circuits.dynamics.together import gather_all, measure_all, merged
+from circuits.dynamics.together import Found, measured
 from circuits.models.checkpoints import Checkpoints
-from circuits.results import Measure, array_hash, canonical
+from circuits.results import Measure, array_hash
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -198,23 +196,10 @@ def roles_of(results: "Mapping[str, xr.Dataset]") -> "xr.Dataset | None":
     return classify_functions(at["scores"], at["induction_cut"], at["multigrams"], at.get("brackets"))
 
 
-@dataclass(frozen=True)
-class Functions:
-    """What ``functions`` found.
+class Functions(Found):
+    """What ``functions`` found; among the results are ``head_functions``, the roles, if they were asked for."""
 
-    Attributes:
-        run: the run's name. results: a dataset with ``step`` for each measure, by its name, and ``head_functions``, the roles.
-        absent: why a measure has no data at any checkpoint, for those that have none.
-    """
-
-    run: str
-    results: "Mapping[str, xr.Dataset]"
-    absent: Mapping[str, str]
-
-    def merged(self) -> "xr.Dataset":
-        """All in one dataset, ``<measure>_<variable>``; what is absent, and why, as JSON in the attribute ``absent``."""
-        whole = merged(self.results, title=f"circuits detect: {self.run}")
-        return whole.assign_attrs(absent=canonical(dict(self.absent)))
+    command = "detect"
 
 
 def functions(
@@ -239,18 +224,9 @@ def functions(
     check_checkpoints(run)
     what = (what,) if isinstance(what, str) else tuple(what)
     measures = function_measures(run, what)
-    if store is None:
-        with tempfile.TemporaryDirectory() as folder:
-            return functions(run, what, store=folder, workers=workers, progress=progress)
-    if Path(store).is_file():
-        raise ValueError(f"store is {store}, a file; give a folder")
     if not measures:
         raise ValueError(f"{run.name} has neither text nor tokenizer to measure this on: give the run a corpus.safetensors")
-    wanted = [(measure, run) for measure in measures.values()]
-    measure_all(wanted, Path(store), workers=workers, progress=progress)
-    results, absent = gather_all(wanted, Path(store))
-    if not results:
-        raise ValueError(next(iter(absent.values())))
+    results, absent = measured(run, list(measures.values()), store=store, workers=workers, progress=progress)
     if "roles" in what and (roles := roles_of(results)) is not None:
         results["head_functions"] = roles
     return Functions(run.name, results, absent)

@@ -7,9 +7,6 @@ in random order: means over sequences that repeat at one distance would still sa
 for attention-only models whose logits have no cap, and is left out of others.
 """
 
-import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,16 +18,16 @@ from circuits.data.tokens import repeated_random_tokens, shuffle_tokens
 from circuits.dynamics.detect import attention_measure
 from circuits.dynamics.functions import spread, text_of
 from circuits.dynamics.sweep import check_checkpoints
-from circuits.dynamics.together import gather_all, measure_all, merged
+from circuits.dynamics.together import Found, measured
 from circuits.models.checkpoints import Checkpoints
 from circuits.paths.attribution import EdgeAttribution
 from circuits.paths.edges import EdgeEffects
 from circuits.paths.path_terms import PathTerms, number_of_paths
 from circuits.paths.term_importance import TermImportance
-from circuits.results import Measure, canonical
+from circuits.results import Measure
 
 if TYPE_CHECKING:
-    import xarray as xr
+    pass
 
 LONGEST_COPY = 50
 REPEATS, TEXT, REFERENCE = 8, 16, 128
@@ -84,23 +81,10 @@ def _listed_order(run: Checkpoints) -> int | None:
     return None if counts[-1] <= MOST_PATHS else max(1, int(np.searchsorted(counts, MOST_PATHS, side="right")) - 1)
 
 
-@dataclass(frozen=True)
-class Pathways:
-    """What ``pathways`` found.
+class Pathways(Found):
+    """What ``pathways`` found."""
 
-    Attributes:
-        run: the run's name. results: a dataset with ``step`` for each measure, by its name.
-        absent: why a measure has no data at any checkpoint, for those that have none.
-    """
-
-    run: str
-    results: "Mapping[str, xr.Dataset]"
-    absent: Mapping[str, str]
-
-    def merged(self) -> "xr.Dataset":
-        """All in one dataset, ``<measure>_<variable>``; what is absent, and why, as JSON in the attribute ``absent``."""
-        whole = merged(self.results, title=f"circuits paths: {self.run}")
-        return whole.assign_attrs(absent=canonical(dict(self.absent)))
+    command = "paths"
 
 
 def pathways(run: Checkpoints, *, store: str | Path | None = None, workers: int = 0, progress: bool | None = None) -> Pathways:
@@ -114,16 +98,8 @@ def pathways(run: Checkpoints, *, store: str | Path | None = None, workers: int 
         TypeError: ``run`` is not Checkpoints. ValueError: ``store`` is a file, or no measure has data, with the first reason.
     """
     check_checkpoints(run)
-    if store is None:
-        with tempfile.TemporaryDirectory() as folder:
-            return pathways(run, store=folder, workers=workers, progress=progress)
-    if Path(store).is_file():
-        raise ValueError(f"store is {store}, a file; give a folder")
-    wanted = [(measure, run) for measure in path_measures(run)]
-    if not wanted:
+    measures = path_measures(run)
+    if not measures:
         raise ValueError(f"{run.name} has neither text nor room for repeated tokens: give the run a corpus.safetensors")
-    measure_all(wanted, Path(store), workers=workers, progress=progress)
-    results, absent = gather_all(wanted, Path(store))
-    if not results:
-        raise ValueError(next(iter(absent.values())))
+    results, absent = measured(run, measures, store=store, workers=workers, progress=progress)
     return Pathways(run.name, results, absent)

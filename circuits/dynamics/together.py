@@ -1,9 +1,11 @@
 """Several measures of one run: measured in one go, gathered side by side, and merged into one dataset."""
 
 import re
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -14,6 +16,50 @@ from circuits.results import Measure, canonical
 
 if TYPE_CHECKING:
     import xarray as xr
+
+
+@dataclass(frozen=True)
+class Found:
+    """What several measures found of a run.
+
+    Attributes:
+        run: the run's name. results: a dataset with ``step`` for each measure, by its name.
+        absent: why a measure has no data at any checkpoint, for those that have none. command: that measures the same.
+    """
+
+    run: str
+    results: "Mapping[str, xr.Dataset]"
+    absent: Mapping[str, str]
+    command: ClassVar[str]
+
+    def merged(self) -> "xr.Dataset":
+        """All in one dataset, ``<measure>_<variable>``; what is absent, and why, as JSON in the attribute ``absent``."""
+        whole = merged(self.results, title=f"circuits {self.command}: {self.run}")
+        return whole.assign_attrs(absent=canonical(dict(self.absent)))
+
+
+def measured(
+    run: Checkpoints, measures: Sequence[Measure], *, store: str | Path | None, workers: int, progress: bool | None
+) -> "tuple[dict[str, xr.Dataset], dict[str, str]]":
+    """Put measures over a run and gather them: results by name, and for a measure without data the reason.
+
+    Args:
+        store: folder of artefacts, made if need be; None keeps nothing.
+
+    Raises:
+        ValueError: ``store`` is a file, or no measure has data, with the first reason.
+    """
+    if store is None:
+        with tempfile.TemporaryDirectory() as folder:
+            return measured(run, measures, store=folder, workers=workers, progress=progress)
+    if Path(store).is_file():
+        raise ValueError(f"store is {store}, a file; give a folder")
+    wanted = [(measure, run) for measure in measures]
+    measure_all(wanted, Path(store), workers=workers, progress=progress)
+    results, absent = gather_all(wanted, Path(store))
+    if not results:
+        raise ValueError(next(iter(absent.values())))
+    return results, absent
 
 
 def measure_all(

@@ -1,8 +1,5 @@
 """What the weights of a run say, every measure in one call: spectra, skip-trigrams and, from two layers on, composition."""
 
-import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +8,9 @@ import numpy as np
 from circuits.data.tokens import repeated_random_tokens
 from circuits.dynamics.detect import attention_measure
 from circuits.dynamics.sweep import check_checkpoints
-from circuits.dynamics.together import gather_all, measure_all, merged
+from circuits.dynamics.together import Found, measured
 from circuits.models.checkpoints import Checkpoints
-from circuits.results import Measure, canonical
+from circuits.results import Measure
 from circuits.weights.composition import Composition
 from circuits.weights.embedding_composition import EmbeddingComposition
 from circuits.weights.k_term import KTermCopying
@@ -21,7 +18,6 @@ from circuits.weights.skip_trigrams import SkipTrigrams
 from circuits.weights.weight_spectra import WeightSpectra
 
 if TYPE_CHECKING:
-    import xarray as xr
     from torch import Tensor
 
 
@@ -57,23 +53,10 @@ def trace_tokens(run: Checkpoints) -> "Tensor | None":
     return repeated_random_tokens(allowed, n=n, examples=EXAMPLES, seed=0).tokens
 
 
-@dataclass(frozen=True)
-class Weighed:
-    """What ``weigh`` found.
+class Weighed(Found):
+    """What ``weigh`` found."""
 
-    Attributes:
-        run: the run's name. results: a dataset with ``step`` for each measure, by its name.
-        absent: why a measure has no data at any checkpoint, for those that have none.
-    """
-
-    run: str
-    results: "Mapping[str, xr.Dataset]"
-    absent: Mapping[str, str]
-
-    def merged(self) -> "xr.Dataset":
-        """All in one dataset, ``<measure>_<variable>``; what is absent, and why, as JSON in the attribute ``absent``."""
-        whole = merged(self.results, title=f"circuits weights: {self.run}")
-        return whole.assign_attrs(absent=canonical(dict(self.absent)))
+    command = "weights"
 
 
 def weigh(run: Checkpoints, *, store: str | Path | None = None, workers: int = 0, progress: bool | None = None) -> Weighed:
@@ -87,14 +70,5 @@ def weigh(run: Checkpoints, *, store: str | Path | None = None, workers: int = 0
         TypeError: ``run`` is not Checkpoints. ValueError: ``store`` is a file, or no measure has data, with the first reason.
     """
     check_checkpoints(run)
-    if store is None:
-        with tempfile.TemporaryDirectory() as folder:
-            return weigh(run, store=folder, workers=workers, progress=progress)
-    if Path(store).is_file():
-        raise ValueError(f"store is {store}, a file; give a folder")
-    wanted = [(measure, run) for measure in weight_measures(run)]
-    measure_all(wanted, Path(store), workers=workers, progress=progress)
-    results, absent = gather_all(wanted, Path(store))
-    if not results:
-        raise ValueError(next(iter(absent.values())))
+    results, absent = measured(run, weight_measures(run), store=store, workers=workers, progress=progress)
     return Weighed(run.name, results, absent)

@@ -172,7 +172,7 @@ def walk(run: FrozenRun, order: int | Iterable[int] | None, *, streams: bool = T
         ValueError: an order that is no whole number from 0 to the number of layers.
     """
     depth = run.cfg.n_layers
-    orders = set(range(depth + 1)) if order is None else {order} if isinstance(order, int) else set(order)
+    orders = set(range(depth + 1)) if order is None else set(order) if isinstance(order, Iterable) else {order}
     for number in orders:
         check_whole("order", number, 0, f"and at most n_layers = {depth}")
         if number > depth:
