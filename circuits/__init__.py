@@ -2,16 +2,21 @@
 
 The public names below are loaded when they are first asked for, so ``import circuits`` costs neither torch nor
 transformer_lens. Everything else lives in its room: ``circuits.models``, ``circuits.data``, ``circuits.detectors``,
-``circuits.weights``, ``circuits.paths``, ``circuits.dynamics``, ``circuits.views``.
+``circuits.weights``, ``circuits.paths``, ``circuits.complexity``, ``circuits.dynamics``, ``circuits.views``.
 """
 
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from circuits.complexity.calibrate import calibrate as calibrate
+    from circuits.complexity.config import SamplerConfig as SamplerConfig
     from circuits.data.tokens import repeated_random_tokens as repeated_random_tokens
     from circuits.detectors.classify import classify as classify
     from circuits.detectors.multigram_measure import Multigrams as Multigrams
+    from circuits.dynamics.coefficients import coefficients as coefficients
+    from circuits.dynamics.coefficients import llc as llc
+    from circuits.dynamics.coefficients import rllc as rllc
     from circuits.dynamics.detect import detect as detect
     from circuits.dynamics.functions import functions as functions
     from circuits.dynamics.pathways import pathways as pathways
@@ -52,8 +57,11 @@ _HOMES = {
     "HookedTransformerConfig": "circuits.models.config",
     "Multigrams": "circuits.detectors.multigram_measure",
     "PathExpansion": "circuits.paths.expansion",
+    "SamplerConfig": "circuits.complexity.config",
     "ablate": "circuits.paths.ablate",
+    "calibrate": "circuits.complexity.calibrate",
     "classify": "circuits.detectors.classify",
+    "coefficients": "circuits.dynamics.coefficients",
     "demo_model": "circuits.models.demo",
     "detect": "circuits.dynamics.detect",
     "from_hf": "circuits.models.convert",
@@ -61,6 +69,7 @@ _HOMES = {
     "functions": "circuits.dynamics.functions",
     "gather": "circuits.dynamics.sweep",
     "head_effects": "circuits.models.effects",
+    "llc": "circuits.dynamics.coefficients",
     "ov_circuit": "circuits.weights.circuits",
     "patch": "circuits.paths.ablate",
     "pathways": "circuits.dynamics.pathways",
@@ -69,6 +78,7 @@ _HOMES = {
     "qk_circuit": "circuits.weights.circuits",
     "repeated_random_tokens": "circuits.data.tokens",
     "report": "circuits.views.report",
+    "rllc": "circuits.dynamics.coefficients",
     "skip_trigrams": "circuits.weights.skip_trigrams",
     "sweep": "circuits.dynamics.sweep",
     "train": "circuits.dynamics.train",

@@ -240,6 +240,36 @@ def paths(
 
 
 @app.command()
+def rllc(
+    run: Annotated[Path, argument("Folder of a training run.")],
+    what: Annotated[str | None, option("mix, nulls, code, whole and so on, several with commas; default: all.")] = None,
+    reference: Annotated[
+        Path | None, option("Run whose last model is the reference of loss-refined coefficients; default: the one the run names.")
+    ] = None,
+    out: Annotated[Path | None, option("The netCDF file; default: reports/<run>/rllc.nc.")] = None,
+    store: Store = None,
+    workers: Workers = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Sample anew what comes with the run as a result.")] = False,
+) -> None:
+    """Sample the refined local learning coefficient of every head at every checkpoint, with nulls; write one netCDF file."""
+    from circuits.dynamics.coefficients import coefficients
+    from circuits.models.checkpoints import Checkpoints
+
+    parts = None if what is None else [part.strip() for part in what.split(",")]
+    opened = Checkpoints.from_dir(run)
+    found = coefficients(
+        opened.without_results() if fresh else opened,
+        parts,
+        reference=None if reference is None else Checkpoints.from_dir(reference),
+        store=store or reports(run) / "store",
+        workers=processes(workers),
+    )
+    out = out or reports(run) / "rllc.nc"
+    write_found(out, found)
+    typer.echo(out)
+
+
+@app.command()
 def export(
     run: Annotated[Path, argument("Folder of a training run.")],
     out: Annotated[Path, argument("Folder for the smaller copy.")],

@@ -226,7 +226,7 @@ def functions(
     measures = function_measures(run, what)
     if not measures:
         raise ValueError(f"{run.name} has neither text nor tokenizer to measure this on: give the run a corpus.safetensors")
-    results, absent = measured(run, list(measures.values()), store=store, workers=workers, progress=progress)
+    results, absent = measured([(measure, run) for measure in measures.values()], store=store, workers=workers, progress=progress)
     if "roles" in what and (roles := roles_of(results)) is not None:
         results["head_functions"] = roles
     return Functions(run.name, results, absent)

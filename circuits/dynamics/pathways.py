@@ -101,5 +101,5 @@ def pathways(run: Checkpoints, *, store: str | Path | None = None, workers: int 
     measures = path_measures(run)
     if not measures:
         raise ValueError(f"{run.name} has neither text nor room for repeated tokens: give the run a corpus.safetensors")
-    results, absent = measured(run, measures, store=store, workers=workers, progress=progress)
+    results, absent = measured([(measure, run) for measure in measures], store=store, workers=workers, progress=progress)
     return Pathways(run.name, results, absent)

@@ -4,6 +4,10 @@ A task is one checkpoint. Its artefact is one netCDF file named by a hash of the
 the checkpoint's weights, written aside and moved: a run of tasks can be killed at any moment and goes on where it was,
 to the same bytes. A task that fails leaves a record with the reason and is tried again by the next sweep. A task fixes
 its own thread count, so results do not depend on whether it ran here or in a pool of processes.
+
+A run may come with results of its own (``Checkpoints.results``), artefacts of the same names: they are read where the store has
+none, and never written to. As the name is a hash of all that the numbers depend on, results of other weights, data or settings
+have other names.
 """
 
 import os
@@ -66,6 +70,16 @@ class Task:
         return self.store / self.measure.name / f"{self.key}.nc"
 
     @property
+    def found(self) -> Path:
+        """Where the artefact is: in the store, or else among the results that come with the run; the store's if in neither."""
+        shipped = self.run.results
+        there = self.artefact
+        if shipped is None or there.exists():
+            return there
+        with_run = shipped / self.measure.name / there.name
+        return with_run if with_run.exists() else there
+
+    @property
     def record(self) -> Path:
         """Where the reason is kept if the task failed."""
         return self.artefact.with_suffix(".failed.json")
@@ -83,7 +97,7 @@ class Outcome:
 def run_task(task: Task) -> Outcome:
     """Do one task unless its artefact is there; never raises for what the measure or the checkpoint did wrong."""
     try:
-        if not is_whole(task.artefact):
+        if not is_whole(task.found):
             with deterministic(THREADS_PER_TASK):
                 result = task.measure(task.run.at(task.step))
             check_names(task.measure, result)
@@ -167,9 +181,9 @@ def run_tasks(tasks: list[Task], *, workers: int = 0) -> Iterator[Outcome]:
 
 
 def has_artefact(task: Task) -> bool:
-    """Whether the store has a file of this task's name; what is in it is looked at when it is read."""
+    """Whether the store, or the run itself, has a file of this task's name; what is in it is looked at when it is read."""
     with suppress(ValueError):  # weights that cannot be read name no artefact
-        return task.artefact.exists()
+        return task.found.exists()
     return False
 
 
@@ -179,6 +193,13 @@ def _serve() -> None:
     parent = parent_process()
     if parent is not None:
         Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+
+
+def evenly(run: Checkpoints, count: int) -> list[int]:
+    """So many steps of a run, evenly spread over its checkpoints, first and last among them; all where there are no more."""
+    if count >= len(run):
+        return list(run.steps)
+    return [run.steps[i] for i in np.linspace(0, len(run) - 1, max(count, 2)).round().astype(int)]
 
 
 def check_sweep(measure: Any, checkpoints: Any) -> None:
@@ -228,7 +249,7 @@ def gather(measure: Measure, checkpoints: Checkpoints, store: str | Path) -> "xr
         result, reason = None, ""
         try:
             task = Task(measure, checkpoints, step, Path(store))
-            result = read_artefact(task.artefact, like=next(iter(found.values()), None))
+            result = read_artefact(task.found, like=next(iter(found.values()), None))
             if task.record.exists():
                 reason = read_json(task.record, what="a failure record")["reason"]
         except ValueError as error:

@@ -39,22 +39,21 @@ class Found:
 
 
 def measured(
-    run: Checkpoints, measures: Sequence[Measure], *, store: str | Path | None, workers: int, progress: bool | None
+    wanted: "Sequence[tuple[Measure, Checkpoints]]", *, store: str | Path | None, workers: int, progress: bool | None
 ) -> "tuple[dict[str, xr.Dataset], dict[str, str]]":
-    """Put measures over a run and gather them: results by name, and for a measure without data the reason.
+    """Put measures over runs and gather them: results by name, and for a measure without data the reason.
 
     Args:
-        store: folder of artefacts, made if need be; None keeps nothing.
+        wanted: each measure with the checkpoints it is for. store: folder of artefacts, made if need be; None keeps nothing.
 
     Raises:
         ValueError: ``store`` is a file, or no measure has data, with the first reason.
     """
     if store is None:
         with tempfile.TemporaryDirectory() as folder:
-            return measured(run, measures, store=folder, workers=workers, progress=progress)
+            return measured(wanted, store=folder, workers=workers, progress=progress)
     if Path(store).is_file():
         raise ValueError(f"store is {store}, a file; give a folder")
-    wanted = [(measure, run) for measure in measures]
     measure_all(wanted, Path(store), workers=workers, progress=progress)
     results, absent = gather_all(wanted, Path(store))
     if not results:

@@ -70,5 +70,7 @@ def weigh(run: Checkpoints, *, store: str | Path | None = None, workers: int = 0
         TypeError: ``run`` is not Checkpoints. ValueError: ``store`` is a file, or no measure has data, with the first reason.
     """
     check_checkpoints(run)
-    results, absent = measured(run, weight_measures(run), store=store, workers=workers, progress=progress)
+    results, absent = measured(
+        [(measure, run) for measure in weight_measures(run)], store=store, workers=workers, progress=progress
+    )
     return Weighed(run.name, results, absent)

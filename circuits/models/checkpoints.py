@@ -50,6 +50,7 @@ class Checkpoints:
         self.meta: dict[str, Any] = {}
         self._sources, self._config = dict(sorted(sources.items())), config
         self._hashes: dict[int, str] = {}
+        self._with_results = True
         if (found := self.beside("meta.json")) is not None:
             self.meta = read_json(found, what="the run's description")
             if not isinstance(self.meta, dict):
@@ -176,6 +177,18 @@ class Checkpoints:
             fields = config if isinstance(config, dict) else config.model_dump(mode="json", exclude_defaults=True)
             self._hashes[step] = digest_weights(fields, source.tensors())
         return self._hashes[step]
+
+    @property
+    def results(self) -> Path | None:
+        """The folder of results that come with the run, ``results`` beside its config; None where there is none."""
+        folder = None if self.path is None else self.path / "results"
+        return folder if self._with_results and folder is not None and folder.is_dir() else None
+
+    def without_results(self) -> "Checkpoints":
+        """The same run as if no results came with it, so that everything is measured anew."""
+        bare = copy(self)
+        bare._with_results = False
+        return bare
 
     def _source(self, step: Any) -> Source:
         try:

@@ -284,7 +284,7 @@ class Block(nn.Module):
     def forward(self, resid_pre: Float[Tensor, "batch pos d_model"], pos: Tensor | None) -> Float[Tensor, "batch pos d_model"]:
         """``pos`` are shortformer positions (added to what queries and keys read), or None."""
         resid_pre = self.hook_resid_pre(resid_pre)
-        attn_out = self.hook_attn_out(self.attn(*self._attention_inputs(resid_pre, pos)))
+        attn_out = self.hook_attn_out(self.attn(*self.attention_inputs(resid_pre, pos)))
         return self.after_attention(resid_pre, attn_out)
 
     def after_attention(
@@ -307,7 +307,8 @@ class Block(nn.Module):
     def _mlp_input(self, resid: Tensor) -> Tensor:
         return self.hook_mlp_in(resid.clone()) if self.cfg.use_hook_mlp_in else resid
 
-    def _attention_inputs(self, resid: Tensor, pos: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def attention_inputs(self, resid: Tensor, pos: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """What queries, keys and values read of a stream."""
         if not (self.cfg.use_attn_in or self.cfg.use_split_qkv_input):
             normed = self.ln1(resid)
             placed = normed if pos is None else normed + pos

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from circuits.dynamics.artefacts import write_dataset
 from circuits.dynamics.determinism import deterministic
-from circuits.dynamics.sweep import THREADS_PER_TASK, Task, check_checkpoints, check_sweep, has_artefact
+from circuits.dynamics.sweep import THREADS_PER_TASK, Task, check_checkpoints, check_sweep, evenly, has_artefact
 from circuits.dynamics.together import gather_all, measure_all, merged, without_paths
 from circuits.files import write_whole
 from circuits.models.checkpoints import Checkpoints
@@ -124,10 +124,7 @@ def steps_of(want: Wanted, run: Checkpoints) -> list[int]:
     """The checkpoints a measure is computed at: all, the last, or a few that are evenly spread, first and last among them."""
     if want.last:
         return [run.steps[-1]]
-    if want.few is None or want.few >= len(run):
-        return list(run.steps)
-    places = np.linspace(0, len(run) - 1, max(want.few, 2)).round().astype(int)
-    return [run.steps[i] for i in places]
+    return evenly(run, len(run) if want.few is None else want.few)
 
 
 def with_stored(measure: Measure, part: Checkpoints, run: Checkpoints, store: Path) -> tuple[Measure, Checkpoints]:
