@@ -41,5 +41,6 @@ def check_stable(name: str, curvature: float, gamma: float, config: SamplerConfi
     if config.nbeta * curvature >= config.limit(gamma) and not config.force:
         raise ValueError(
             f"epsilon = {config.epsilon:g} must diverge for {name}: nbeta times its curvature reaches "
-            f"{config.nbeta * curvature:.3g} and steps contract below {config.limit(gamma):.3g}: take a smaller epsilon, or force=True to see it happen"
+            f"{config.nbeta * curvature:.3g} and steps contract below {config.limit(gamma):.3g}: take a smaller epsilon, or "
+            "force=True to see it happen"
         )

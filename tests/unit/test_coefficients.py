@@ -1,5 +1,8 @@
 """Local learning coefficients: settings, blocks of weights, chains, diagnostics, and the measures on small models."""
 
+import subprocess
+import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -365,3 +368,44 @@ def test_a_step_size_that_must_diverge_is_foretold() -> None:
     check_stable("L1H0", curvature, 200.0, steep.changed(nbeta=0.9 * steep.nbeta))
     check_stable("L1H0", curvature, 200.0, steep.changed(force=True))
     assert SamplerConfig(epsilon=0.0).limit(1.0) == np.inf
+
+
+SCRIPT = """
+import sys
+import torch
+import circuits
+from circuits import Checkpoints, HookedTransformer
+from circuits.complexity.config import sampler_config
+from circuits.complexity.rllc import RLLC
+
+model = HookedTransformer(dict(n_layers=2, d_model=8, n_heads=2, d_head=4, n_ctx=12, d_vocab=11, attn_only=True))
+run = Checkpoints.from_states({step: {k: w + step / 100 for k, w in model.state_dict().items()} for step in range(12)}, model.cfg)
+tokens = torch.randint(11, (16, 10), generator=torch.Generator().manual_seed(0))
+measure = RLLC(tokens, sampler_config("laptop", draws=8, burn_in=2), on="code")
+if __name__ == "__main__":
+    circuits.sweep(measure, run, store=sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.1, 0.6])
+def test_killed_at_some_moment_it_resumes_to_the_same_bytes(tmp_path: Path, delay: float) -> None:
+    (tmp_path / "run.py").write_text(SCRIPT)
+    started = subprocess.Popen([sys.executable, str(tmp_path / "run.py"), str(tmp_path / "killed")])
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.rglob("killed/*/*.nc")) and started.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(delay)
+    started.kill()
+    started.wait()
+    told: dict[str, Any] = {"__name__": "told"}
+    exec(SCRIPT, told)
+    run, measure = told["run"], told["measure"]
+    done = gather(measure, run, tmp_path / "killed")["status"].values.tolist()
+    assert 1 <= done.count("ok") < 12 and done.count("failed") == 0
+    for place in ("killed", "whole"):
+        circuits.sweep(measure, run, store=tmp_path / place)
+    whole = sorted((tmp_path / "whole").rglob("*.nc"))
+    assert len(whole) == 12
+    for artefact in whole:
+        assert artefact.read_bytes() == (tmp_path / "killed" / artefact.relative_to(tmp_path / "whole")).read_bytes()

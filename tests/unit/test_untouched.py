@@ -10,6 +10,8 @@ import torch
 
 import circuits
 from circuits import Checkpoints, HookedTransformer
+from circuits.complexity.config import sampler_config
+from circuits.complexity.nulls import ComplexityNulls
 from circuits.data.bracket_set import bracket_set
 from circuits.data.ngrams import NgramTable
 from circuits.detectors.attention import AttentionScores
@@ -49,6 +51,7 @@ TOKENS = torch.randint(1, 40, (3, 24), generator=torch.Generator().manual_seed(0
 TEXT = torch.randint(1, 40, (8, 24), generator=torch.Generator().manual_seed(1))
 COUNTED = np.random.default_rng(0).integers(1, 40, 400)
 BRACKETS = bracket_set([(1, 2), (3, 4)], range(5, 40), length=24, examples=8)
+SAMPLER = sampler_config("laptop", draws=4, burn_in=2, chains=2, superchains=1, batch=2)
 PROMPTS = NamePrompts(TOKENS, TOKENS, torch.tensor([2, 2, 2]), ("a", "b", "c"))
 
 MEASURES: dict[str, Callable[[Any], Any]] = {
@@ -99,6 +102,11 @@ MEASURES: dict[str, Callable[[Any], Any]] = {
     "PathTerms": PathTerms(TOKENS),
     "TermImportance": TermImportance(TOKENS),
     "score_terms": lambda m: score_terms(m, TOKENS, "L1H0"),
+    "rllc": lambda m: circuits.rllc(m, TOKENS, heads=["L0H1", "L1H0"], config=SAMPLER),
+    "rllc against a reference": lambda m: circuits.rllc(m, TOKENS, heads="L1H0", config=SAMPLER, reference=make_model(False)),
+    "llc": lambda m: circuits.llc(m, TOKENS, config=SAMPLER),
+    "ComplexityNulls": ComplexityNulls(TOKENS, SAMPLER, probes=2, sequences=1, noises=2),
+    "calibrate": lambda m: circuits.calibrate(m, TOKENS, weights="L1H0", batch=2, chains=2, draws=4),
     "logits_by_hooks": lambda m: logits_by_hooks(m, TOKENS, [Edge("L0H0", "L1H0.k")], torch.zeros(6, *TOKENS.shape, 8)),
     "model_hash": model_hash,
     "Checkpoints": lambda m: Checkpoints.from_states({0: m.state_dict()}, m.cfg).at(0),
@@ -107,7 +115,7 @@ MEASURES: dict[str, Callable[[Any], Any]] = {
 
 WANT_EVALUATION = {
     "ablate", "patch", "EdgeEffects", "EdgeAttribution", "ConditionalEffects", "interaction", "greedy", "faithfulness",
-    "PathExpansion", "PathTerms", "TermImportance", "score_terms",
+    "PathExpansion", "PathTerms", "TermImportance", "score_terms", "rllc", "llc", "ComplexityNulls", "calibrate",
 }  # fmt: skip
 """Interventions refuse a model in training mode, and leave it as they found it."""
 
@@ -176,9 +184,9 @@ def test_a_measure_that_fails_leaves_the_model_as_found():
 def test_every_public_measure_is_walked():
     """A new public function that takes a model must be added above, or named here with its reason."""
     takes_no_model = {
-        "Checkpoints", "Head", "HookedTransformer", "HookedTransformerConfig", "classify", "demo_model",
-        "from_hf", "functions", "gather", "pathways", "planted", "preset", "repeated_random_tokens", "report", "sweep", "train",
-        "weigh",
+        "Checkpoints", "Head", "HookedTransformer", "HookedTransformerConfig", "SamplerConfig", "classify", "coefficients",
+        "demo_model", "from_hf", "functions", "gather", "pathways", "planted", "preset", "repeated_random_tokens", "report",
+        "sweep", "train", "weigh",
     }  # fmt: skip
     converts_a_foreign_model = {"from_transformer_lens"}  # tests/parity
     walked = {name.split(" ")[0].strip(",") for name in MEASURES} | {"detect", "view"}

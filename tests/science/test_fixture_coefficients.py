@@ -1,0 +1,54 @@
+"""Coefficients of the shipped run: errors are what they say they are, at the shipped settings."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from circuits import Checkpoints, Head
+from circuits.complexity.chains import run_chains
+from circuits.complexity.config import sampler_config
+from circuits.complexity.diagnostics import estimate
+from circuits.complexity.engine import HeadLoss
+from circuits.complexity.general import GeneralLoss
+from circuits.complexity.pool import Pool
+
+REPEATS = 50
+BAND = (0.75, 1.26)
+"""99% of ratios of a standard deviation over 50 repeats to the true one: the square root of chi-square with 49 degrees over 49.
+"""
+
+
+@pytest.fixture(scope="module")
+def pool(checkout: Path) -> Pool:
+    torch.set_num_threads(1)
+    run = Checkpoints.from_dir(checkout / "fixtures/stdlib-2l")
+    return Pool(run.at(2000), run.evaluation["code"])
+
+
+def test_the_engine_on_the_shipped_model(pool: Pool) -> None:
+    """One head of each layer, in single precision, at weights as far off as the sampler goes."""
+    examples = torch.tensor([[0, 40, 80]])
+    for head in (Head(0, 6), Head(1, 0)):
+        fast, plain = HeadLoss(pool, head), GeneralLoss(pool.model, pool.tokens, head)
+        w = (fast.centre + torch.randn(len(fast.centre), generator=torch.Generator().manual_seed(0)) / 200**0.5)[None]
+        losses, gradient = fast.loss_and_gradient(w, examples)
+        expected, slope = plain.loss_and_gradient(w, examples)
+        assert (losses - expected).abs().max() < 1e-5 * max(1.0, float(expected.abs().max()))
+        assert (gradient - slope).abs().max() < 1e-5 * max(1.0, float(slope.abs().max()))
+        assert (gradient - slope).norm() < 1e-4 * slope.norm()  # gradients are small; this is the sharper of the two
+
+
+@pytest.mark.slow
+def test_stated_errors_are_honest(pool: Pool) -> None:
+    loss = HeadLoss(pool, Head(1, 2))
+    found = []
+    for seed in range(REPEATS):
+        config = sampler_config("laptop", seed=seed)
+        found.append(estimate(run_chains(loss, config, gamma=config.gamma), config))
+    spread = np.std([one.value for one in found], ddof=1)
+    stated = np.sqrt(np.mean([one.stderr**2 for one in found]))
+    assert BAND[0] < spread / stated < BAND[1]
+    # The control: errors that took draws for independent of each other and of the batch would be another size.
+    assert np.mean([one.state == "ok" for one in found]) > 0.9
