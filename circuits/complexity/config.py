@@ -155,7 +155,7 @@ def sampler_config(base: "SamplerConfig | str" = "paper", **fields: Any) -> Samp
 
     Example:
         >>> sampler_config("laptop", gamma=100.0).steps
-        70
+        60
     """
     if isinstance(base, SamplerConfig):
         known = base.model_dump()
