@@ -4,9 +4,9 @@ Every chain reads its own batches of a fixed pool of examples, each drawn anew, 
 on the same batch: what batches differ by cancels. The loss of a draw is taken before the step that its batch makes, so a draw
 and its batch are independent. Step 0 is ``w*`` itself and no draw.
 
-A chain diverges where its loss is not finite, where ``nbeta (L(w) - L(w*))`` exceeds ``EXPLODED`` times what any quadratic loss
-could reach (half the number of parameters), or where it is ``FAR`` times as far from ``w*`` as localisation alone lets it; it
-is stopped there.
+A chain diverges where its loss is not finite, where ``nbeta (L(w) - L(w*))`` exceeds ``EXPLODED`` times what a quadratic loss has
+in the mean at most (half the number of parameters; of ``FEWEST``, as few of them vary more), or where it is ``FAR`` times as
+far from ``w*`` as localisation alone lets it; it is stopped there.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from torch import Tensor
 from circuits.complexity.config import STABLE, SamplerConfig
 from circuits.complexity.samplers import State, init, step
 
-EXPLODED = 10.0
+EXPLODED, FEWEST = 10.0, 20
 FAR = 5.0
 
 
@@ -87,7 +87,7 @@ def run_chains(
     seen = tuple(torch.full(shape, torch.nan, dtype=torch.float64, device=device) for _ in range(3))
     sums = loss.base.new_zeros(config.chains, *loss.base.shape) if keep_parts else None
     times = loss.base.new_zeros(config.chains, len(loss.base)) if keep_parts else None
-    most = EXPLODED * size / 2 / config.nbeta
+    most = EXPLODED * max(size, FEWEST) / 2 / config.nbeta
     furthest = FAR**2 * size / gamma / max(1 - config.epsilon * gamma / STABLE, 0.1) if gamma else torch.inf
     for at in range(config.steps + 1):
         draw, between = divmod(at - config.burn_in, config.thin)
