@@ -10,7 +10,10 @@ import xarray as xr
 
 from circuits import Checkpoints, detect
 from circuits.detectors.in_context import RepeatLoss
+from circuits.dynamics.artefacts import is_whole
+from circuits.dynamics.coefficients import coefficient_measures, reference_of
 from circuits.dynamics.detect import attention_measure
+from circuits.dynamics.sweep import Task
 from circuits.files import read_json
 
 RUNS = {"stdlib-2l": range(24, 29), "stdlib-1l": range(8, 9)}
@@ -38,13 +41,24 @@ def test_every_file_is_the_one_that_was_exported(checkout: Path, name: str):
     run = opened(checkout, name)
     assert len(run) in RUNS[name] and list(run.steps) == meta["steps"]
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert there == {*meta["sha256"], "meta.json", "README.md"}
+    assert {file for file in there if not file.startswith("results/")} == {*meta["sha256"], "meta.json", "README.md"}
     for file, digest in meta["sha256"].items():
         assert hashlib.sha256((folder / file).read_bytes()).hexdigest() == digest, file
     last = meta["sha256"][f"checkpoints/step_{run.steps[-1]:09d}.safetensors"]
     for said in (last[:16], f"circuits train --preset {name}", meta["versions"]["torch"], meta["versions"]["python"], "seed 0"):
         assert said in readme, said
     assert re.search("repeat", readme)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_results_that_ship_are_those_of_these_weights_and_settings(checkout: Path, name: str):
+    """Every file is one that the library would look for, and what its name says."""
+    run = opened(checkout, name)
+    wanted = [pair for part in coefficient_measures(run, reference=reference_of(run)).values() for pair in part]
+    known = {Task(measure, part, step, Path("results")).artefact for measure, part in wanted for step in part.steps}
+    there = list((checkout / "fixtures" / name / "results").rglob("*.nc"))
+    assert {Path("results") / file.parent.name / file.name for file in there} <= known
+    assert all(is_whole(file) for file in there)
 
 
 def test_all_fixtures_together_are_small(checkout: Path):
