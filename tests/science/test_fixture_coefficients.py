@@ -41,6 +41,7 @@ def test_the_engine_on_the_shipped_model(pool: Pool) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unchecked")
 def test_stated_errors_are_honest(pool: Pool) -> None:
     loss = HeadLoss(pool, Head(1, 2))
     found = []
