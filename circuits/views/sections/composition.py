@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Pair = tuple[str, Head, Head]
 """Mode, source, destination."""
 ROWS, CURVES, NAMED = 12, 5, 6
-CHECKPOINTS = 8
+CHECKPOINTS = 6
 FROM, TO = "previous token", "induction"
 
 

@@ -29,7 +29,7 @@ COLUMNS = {
     "qk_positive_fraction": "QK positive",
     "qk_trace": "QK trace",
 }
-CHECKPOINTS = 8
+CHECKPOINTS = 6
 
 
 def measures(run: Checkpoints) -> list[Wanted]:
