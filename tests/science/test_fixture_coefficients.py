@@ -51,5 +51,4 @@ def test_stated_errors_are_honest(pool: Pool) -> None:
     spread = np.std([one.value for one in found], ddof=1)
     stated = np.sqrt(np.mean([one.stderr**2 for one in found]))
     assert BAND[0] < spread / stated < BAND[1]
-    # The control: errors that took draws for independent of each other and of the batch would be another size.
     assert np.mean([one.state == "ok" for one in found]) > 0.9
