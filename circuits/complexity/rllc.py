@@ -72,6 +72,8 @@ class RLLC:
             if not self.heads:
                 raise ValueError("heads is empty; name some, such as ['L0H3', 'L1H0'], or None for all")
         check_named(self.on, self.keep_tokens)
+        if self.reference is not None:
+            check_model(self.reference)
 
     @property
     def name(self) -> str:
@@ -132,6 +134,8 @@ class LLC:
         if isinstance(self.weights, list):
             object.__setattr__(self, "weights", tuple(self.weights))
         check_named(self.on, self.keep_tokens)
+        if self.reference is not None:
+            check_model(self.reference)
 
     @property
     def name(self) -> str:

@@ -63,6 +63,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a reference with other tokens": (
         lambda: RLLC(TOKENS, QUICK, reference=model(d_vocab=30))(model()), ValueError, "predicts 30 tokens and the model 11",
     ),
+    "a run as the reference": (lambda: RLLC(TOKENS, QUICK, reference=run()), TypeError, "got Checkpoints, need a hooked model"),
     "a text called nothing": (lambda: RLLC(TOKENS, QUICK, on="my text"), ValueError, "need a word that names the text"),
     "a switch that is none": (lambda: RLLC(TOKENS, QUICK, keep_tokens=1), ValueError, "keep_tokens=1"),  # type: ignore[arg-type]
     "a model alone": (lambda: circuits.rllc(model()), ValueError, "a model alone has no text"),
