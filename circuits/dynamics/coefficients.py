@@ -10,6 +10,7 @@ less noisy than the values themselves, and the errors of neighbouring points of 
 """
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,10 +82,31 @@ def repeats_of(run: Checkpoints) -> RepeatConfig:
 
 
 def texts_of(run: Checkpoints) -> dict[str, Tensor]:
-    """The texts that coefficients are measured on, by name: the training mix, and each evaluation text but bracket strings."""
+    """The texts that coefficients are measured on, by name: the training mix, and each evaluation text but bracket strings.
+
+    Names are parts of files' names and of a command's, so that a text called "open-web" is "open_web" here, and one called as
+    another part is, such as "whole", is "text_whole".
+
+    Raises:
+        ValueError: two texts would have one name.
+    """
     mix = training_mix(run)
     found = {} if mix is None else {"mix": mix}
-    return found | {kind: tokens for kind, tokens in run.evaluation.items() if kind != "brackets"}
+    for kind, tokens in run.evaluation.items():
+        if kind != "brackets":
+            name = named(kind)
+            if name in found:
+                raise ValueError(
+                    f"two texts of {run.name} would be called {name!r}; rename {kind!r} in its evaluation.safetensors"
+                )
+            found[name] = tokens
+    return found
+
+
+def named(kind: str) -> str:
+    """A text's name as a word of letters, digits and underscores that is no other part's."""
+    name = re.sub(r"\W", "_", kind)
+    return f"text_{name}" if name in ("mix", "nulls", "whole", "kl") or not name.isidentifier() else name
 
 
 def coefficient_measures(

@@ -24,10 +24,24 @@ from circuits.models.config import HookedTransformerConfig
 from circuits.models.hooked import HookedTransformer
 from circuits.views.coefficient_figures import coefficient_curves, predicted, text_curves, whole_curve
 from circuits.views.report import body, measures_of, notices, steps_of, with_stored
-from circuits.views.sections import Section, coefficient_nulls, coefficient_reference, coefficient_texts, coefficient_whole
+from circuits.views.sections import (
+    Section,
+    coefficient_nulls,
+    coefficient_reference,
+    coefficient_texts,
+    coefficient_texts_nulls,
+    coefficient_whole,
+)
 from circuits.views.sections import coefficients as heads_section
 
-MODULES = (heads_section, coefficient_nulls, coefficient_texts, coefficient_reference, coefficient_whole)
+MODULES = (
+    heads_section,
+    coefficient_nulls,
+    coefficient_texts,
+    coefficient_texts_nulls,
+    coefficient_reference,
+    coefficient_whole,
+)
 SECTIONS: list[Section] = [module.SECTION for module in MODULES]
 CONFIG = HookedTransformerConfig(n_layers=2, d_model=8, n_heads=4, d_head=2, n_ctx=16, d_vocab=20, attn_only=True)
 STEPS = tuple(range(0, 1000, 100))
@@ -113,6 +127,8 @@ def results() -> dict[str, xr.Dataset]:
         "rllc_shuffled_code": sampled(growing(HEADS * [[1, 2, 2, 1], [2, 2, 1, 3]], 4), steps=few),
         "rllc_mix_kl": sampled(growing(HEADS, 4), steps=few),
         "llc_mix": sampled(np.arange(10.0), 0.1),
+        "nulls_code": nulls_of(HEADS * [[1.5, 2, 2, 2], [2, 2, 2, 2.5]] * 1.01, HEADS * 6, steps=few),
+        "nulls_prose": nulls_of(HEADS * 1.01, HEADS * 2, steps=few),
     }
 
 
@@ -123,7 +139,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
         drawers = {"coefficient_curves", "predicted", "text_curves", "whole_curve"} & set(vars(module))
         for name in drawers:
             monkeypatch.setattr(module, name, lambda *_, **__: None)
-        monkeypatch.setattr(module, "rendered", lambda *_: b"")
+        monkeypatch.setattr(module, "rendered", lambda *_: b"", raising=False)
 
 
 def text_of(markup: Any) -> str:
@@ -260,10 +276,25 @@ def test_ratios_of_texts_stand_against_shuffled_text(run: Checkpoints, results: 
 
 
 def test_a_ratio_has_the_errors_of_both():
-    there, own = ({"value": v, "stderr": e} for v, e in ((4.0, 0.4), (2.0, 0.1)))
-    value, stderr = coefficient_texts.ratio(there, own)  # type: ignore[arg-type]
-    assert value == 2.0 and stderr == pytest.approx(2.0 * math.hypot(0.1, 0.05))
-    assert np.isnan(coefficient_texts.ratio(there, {"value": 0.1, "stderr": 0.06})).all()  # type: ignore[arg-type]
+    there, own = (sampled(np.reshape(v, (1, 1, 3)), np.array(e), steps=(0,)).isel(step=0) for v, e in (
+        ([4.0, 4.0, np.nan], [0.4, 0.4, 0.1]), ([2.0, 0.1, 1.0], [0.1, 0.06, 0.1]),
+    ))  # fmt: skip
+    value, stderr = coefficient_texts.ratio(there, own)
+    assert value[0] == 2.0 and stderr[0] == pytest.approx(2.0 * math.hypot(0.1, 0.05))
+    assert np.isnan([value[1:], stderr[1:]]).all(), "no ratio to 0, and none of what has no value"
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_ratios_of_nulls_stand_beside_those_of_coefficients(run: Checkpoints, results: dict[str, xr.Dataset]):
+    results = dict(results)
+    said = text_of(coefficient_texts_nulls.render(run, results))
+    assert "on code the closed form has the same ratio within 15% for 8 of 8 heads" in said
+    assert "on prose the closed form has the same ratio within 15% for 0 of 8 heads" in said
+    assert "code closed form of a quadratic loss 2.00 2.00 8 of 8 0 1.00" in said
+    assert "code noise alone 2.00 3.00 0 of 8 8 – – untestable" in said, "a ratio that is one for all heads orders none"
+    assert "prose noise alone 0.50 1.00 0 of 8 8" in said
+    del results["rllc_code"]
+    assert "rllc_code has no data" in text_of(coefficient_texts_nulls.render(run, results))
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -302,8 +333,8 @@ def test_a_single_checkpoint_of_one_layer_is_drawn_to_equal_bytes(tmp_path: Path
     run = make_run(tmp_path / "mine", steps=(900,), layers=1)
     last = {name: data.sel(step=[900]).isel(layer=[0], missing_dims="ignore") for name, data in results.items()}
     pages = [str(module.render(run, last)) for module in MODULES]
-    assert "highest L0H3 4.000 ± 0.010" in pages[0] and "The coefficient is 9.00 ± 0.10 at step 900." in pages[4]
-    assert str(coefficient_whole.render(run, last)) == pages[4]
+    assert "highest L0H3 4.000 ± 0.010" in pages[0] and "The coefficient is 9.00 ± 0.10 at step 900." in pages[-1]
+    assert str(coefficient_whole.render(run, last)) == pages[-1]
     assert all(want.few is None for section in SECTIONS for want in section.measures(run))
     images = [a for page in pages for tag, a in elements(page).tags if tag == "img"]
     assert len(images) == 5 and all((a["src"] or "").startswith("data:image/svg+xml;base64,") for a in images)
@@ -311,15 +342,16 @@ def test_a_single_checkpoint_of_one_layer_is_drawn_to_equal_bytes(tmp_path: Path
 
 def test_what_is_missing_is_named(tmp_path: Path):
     bare = make_run(tmp_path / "bare", texts=(), mix=False, reference=False)
-    assert [section.measures(bare) for section in SECTIONS] == [[]] * 5
+    assert [section.measures(bare) for section in SECTIONS] == [[]] * 6
     assert all("no text to measure coefficients on" in section.render(bare, {}) for section in SECTIONS)
-    odd = make_run(tmp_path / "odd", texts=(EVIL,))
-    assert [section.measures(odd) for section in SECTIONS] == [[]] * 5
-    page = heads_section.render(odd, {})
-    assert "need a word that names the text" in page and "<script" not in page
+    odd = make_run(tmp_path / "odd", texts=("a-b", "a b"))
+    assert [section.measures(odd) for section in SECTIONS] == [[]] * 6
+    assert "would be called &#39;a_b&#39;" in heads_section.render(odd, {})
     alone = make_run(tmp_path / "alone", texts=("prose",), mix=False, reference=False)
     names = [[want.measure.name for want in section.measures(alone)] for section in SECTIONS]
-    assert names == [["rllc_prose"], ["nulls_prose"], [], [], ["llc_prose"]], "without a mix the first text stands in its place"
+    assert names == [["rllc_prose"], ["nulls_prose"], [], [], [], ["llc_prose"]], (
+        "without a mix the first text stands in its place"
+    )
     assert "one text alone" in coefficient_texts.render(alone, {}) and "names no reference" in coefficient_reference.render(
         alone, {}
     )
@@ -332,7 +364,8 @@ def test_the_report_reads_what_the_store_has_and_samples_nothing(
 ):
     wanted = measures_of(SECTIONS, run)
     assert set(wanted) == set(results) and not any(want.cheap for want in wanted.values())
-    assert {name: want.few for name, want in wanted.items() if want.few} == {"rllc_shuffled_code": 8, "rllc_mix_kl": 8}
+    few = ("rllc_shuffled_code", "rllc_mix_kl", "nulls_code", "nulls_prose")
+    assert {name: want.few for name, want in wanted.items() if want.few} == dict.fromkeys(few, 8)
     parts = {m.name: (m, part) for pairs in coefficient_measures(run).values() for m, part in pairs}
     (mix, _), (shuffled, few) = parts["rllc_mix"], parts["rllc_shuffled_code"]
     extra = next(step for step in run.steps if step not in few)

@@ -23,7 +23,7 @@ from circuits.complexity.pool import Pool
 from circuits.complexity.rllc import LLC, RLLC
 from circuits.complexity.samplers import init, step
 from circuits.complexity.stability import check_stable, largest_curvature
-from circuits.dynamics.coefficients import coefficient_measures, texts_of, training_mix
+from circuits.dynamics.coefficients import coefficient_measures, named, texts_of, training_mix
 from circuits.dynamics.sweep import Task, evenly, gather, run_task
 
 SIZES: dict[str, Any] = {"n_layers": 2, "d_model": 8, "n_heads": 2, "d_head": 4, "n_ctx": 12, "d_vocab": 11, "attn_only": True}
@@ -345,6 +345,11 @@ class TestShippedRun:
         assert torch.equal(mix, training_mix(run))  # type: ignore[arg-type]
         texts = texts_of(run)
         assert list(texts) == ["mix", "code", "prose", "shuffled_code"] and "brackets" in run.evaluation
+
+    def test_a_text_has_a_name_that_is_a_word_and_no_other_part(self) -> None:
+        kinds = ("code", "shuffled_code", "open-web text", "whole", "2024", "mix")
+        words = ["code", "shuffled_code", "open_web_text", "text_whole", "text_2024", "text_mix"]
+        assert [named(kind) for kind in kinds] == words
 
     def test_what_is_measured_where(self, run: Checkpoints) -> None:
         parts = coefficient_measures(run, reference=run)

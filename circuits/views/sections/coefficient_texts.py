@@ -14,7 +14,7 @@ from circuits.views.curves import rendered
 from circuits.views.formation import last_common
 from circuits.views.html import count, image, paragraph, table, with_error
 from circuits.views.sections import Results, Section, Wanted
-from circuits.views.sections.coefficients import NOT_TEXTS, asked, base_of, left_out, not_ok
+from circuits.views.sections.coefficients import NOT_TEXTS, NULLS_ON, asked, base_of, left_out, not_ok
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -26,7 +26,7 @@ SHUFFLED = "shuffled_"
 
 def others(wants: Mapping[str, Wanted]) -> dict[str, Wanted]:
     """The texts that coefficients are measured on beside the first; a text's shuffled control last."""
-    texts = [part for part in list(wants)[1:] if part not in NOT_TEXTS]
+    texts = [part for part in list(wants)[1:] if part not in NOT_TEXTS and not part.startswith(NULLS_ON)]
     return {text: wants[text] for text in sorted(texts, key=lambda text: text.startswith(SHUFFLED))}
 
 
@@ -80,7 +80,7 @@ def ratios(base: str, found: "xr.Dataset | None", by_text: "Mapping[str, xr.Data
     own = found.sel(step=step)
     ends = {text: data.sel(step=step) for text, data in by_text.items()}
     heads = heads_of(own)
-    of = {text: [ratio(at(end, head), at(own, head)) for head in heads] for text, end in ends.items()}
+    of = {text: list(zip(*ratio(end, own), strict=True)) for text, end in ends.items()}
     first = next(iter(of))
     order = sorted(range(len(heads)), key=lambda i: -np.nan_to_num(of[first][i][0], nan=-np.inf))
     rows = [
@@ -103,12 +103,12 @@ def ratios(base: str, found: "xr.Dataset | None", by_text: "Mapping[str, xr.Data
     ]  # fmt: skip
 
 
-def ratio(there: "xr.Dataset", own: "xr.Dataset") -> tuple[float, float]:
-    """A coefficient over another with its error, as if the two were independent; NaN where the other is 0 within its error."""
-    (a, da), (b, db) = ((float(here["value"]), float(here["stderr"])) for here in (there, own))
-    if not (np.isfinite(a) and abs(b) > ERRORS * db):
-        return np.nan, np.nan
-    return a / b, float(np.hypot(da, a / b * db)) / abs(b)
+def ratio(there: "xr.Dataset", own: "xr.Dataset", value: str = "value", stderr: str = "stderr") -> tuple[np.ndarray, np.ndarray]:
+    """Values over others, head by head, with errors as if both were independent; NaN where the other is 0 within its error."""
+    a, da, b, db = (here[name].transpose("layer", "head").values.ravel() for here in (there, own) for name in (value, stderr))
+    known = np.isfinite(a) & np.isfinite(b) & (np.abs(b) > ERRORS * np.nan_to_num(db))
+    under = np.where(known, b, 1.0)
+    return np.where(known, a / under, np.nan), np.where(known, np.hypot(da, a / under * db) / np.abs(under), np.nan)
 
 
 def cell(here: "xr.Dataset") -> Any:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 NOT_TEXTS = ("nulls", "whole", "kl")
 """Parts of ``coefficient_measures`` that are no text."""
+NULLS_ON = "nulls_"
+"""Before the name of a text: nulls on another text than the first."""
 LISTED = 6
 """Cells that are named where some are not ok."""
 WORDS = {
@@ -54,8 +56,9 @@ COLUMNS = {
 def asked(run: Checkpoints) -> tuple[Mapping[str, Wanted], str]:
     """Every measure of coefficients by its part, the text that stands for the run first; or none, and why.
 
-    Where a few checkpoints are enough by design the others are not asked for; what the store has of them is read. Found once for
-    all sections of a report: the texts are cut anew each time and the reference is opened.
+    Nulls on other texts than the first are parts by their measure's name. Where a few checkpoints are enough by design the others
+    are not asked for; what the store has of them is read. Found once for all sections of a report: the texts are cut anew each
+    time and the reference is opened.
     """
     try:
         parts = coefficient_measures(run, reference=reference_of(run))
@@ -65,9 +68,9 @@ def asked(run: Checkpoints) -> tuple[Mapping[str, Wanted], str]:
     found = {}
     for part, pairs in parts.items():
         for measure, steps in pairs:
-            if part != "nulls" or measure.name == f"nulls_{base}":
-                few = None if len(steps) == len(run) else len(steps)
-                found[part] = Wanted(measure, cheap=False, command=f"circuits rllc {run.name}", few=few)
+            few = None if len(steps) == len(run) else len(steps)
+            name = part if part != "nulls" or measure.name == f"{NULLS_ON}{base}" else measure.name
+            found[name] = Wanted(measure, cheap=False, command=f"circuits rllc {run.name}", few=few)
     return found, "" if found else "This run has no text to measure coefficients on"
 
 
