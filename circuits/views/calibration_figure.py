@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from circuits.complexity.calibrate import proposal
+from circuits.complexity.proposal import proposal
 from circuits.views.figures import PALETTE, drawing
 
 if TYPE_CHECKING:

@@ -9,14 +9,9 @@ import torch
 from scipy.stats import norm
 
 from circuits.complexity.acceptance import Point, metropolis_acceptance
-from circuits.complexity.calibrate import (
-    calibrate,
-    gradients,
-    predicted_seconds,
-    predicted_stderr,
-    proposal,
-)
+from circuits.complexity.calibrate import calibrate
 from circuits.complexity.config import SamplerConfig, sampler_config
+from circuits.complexity.proposal import gradients, predicted_seconds, predicted_stderr, proposal
 from circuits.complexity.samplers import State, step
 from circuits.models.config import HookedTransformerConfig
 from circuits.models.hooked import HookedTransformer
