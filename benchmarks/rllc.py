@@ -29,7 +29,7 @@ from circuits.models.convert import to_transformer_lens_state
 
 HEAD = Head(1, 2)
 SETTING = sampler_config("paper", chains=2, draws=50, batch=16, burn_in=10)
-REPEATS, OURS = 5, (1, 2, 4, 8, 16, 32, 50)
+REPEATS, OURS = 5, (2, 4, 8, 16, 32, 50)
 
 
 def seconds(work: Callable[[], float]) -> tuple[float, float]:
@@ -56,7 +56,7 @@ def by_devinterp(model: object, tokens: torch.Tensor, batches: int, seed: int) -
 def by_us(run: Checkpoints, tokens: torch.Tensor, draws: int, seed: int) -> float:
     """Our estimate, from the model on."""
     pool = Pool(run.at(run.steps[-1]), tokens)
-    config = SETTING.changed(draws=max(draws, 2), seed=seed, gradient_batch=4)
+    config = SETTING.changed(draws=draws, seed=seed, gradient_batch=4)
     return estimate(run_chains(HeadLoss(pool, HEAD), config, gamma=config.gamma), config).value
 
 
@@ -77,19 +77,29 @@ def main() -> None:
     reference = estimate(run_chains(HeadLoss(Pool(ours, tokens), HEAD), long, gamma=long.gamma), long)
     lines = [f"reference: {reference.value:.4f} +- {reference.stderr:.4f} ({HEAD}, 4 x 1000 draws)"]
 
-    def row(name: str, work: Callable[[int], float], repeats: int) -> float:
+    def row(name: str, work: Callable[[int], float], repeats: int) -> tuple[float, float]:
         found = [seconds(lambda seed=seed: work(seed)) for seed in range(repeats)]
         error = float(np.sqrt(np.mean([(value - reference.value) ** 2 for value, _ in found])))
-        values, cpu = np.array([value for value, _ in found]), np.median([time for _, time in found])
+        values, cpu = np.array([value for value, _ in found]), float(np.median([time for _, time in found]))
         lines.append(f"{name:<34} {cpu:8.2f} CPU s  mean {values.mean():7.3f}  sd {values.std(ddof=1):6.3f}  RMSE {error:6.3f}")
-        return error
+        return error, cpu
 
-    shipped = row("devinterp, as shipped", lambda seed: by_devinterp(theirs, tokens, 32, 100 + seed), REPEATS)
-    row("devinterp, paired by hand", lambda seed: by_devinterp(theirs, tokens, SETTING.draws, 100 + seed), REPEATS)
-    for draws in OURS:
-        error = row(f"ours, 2 x {max(draws, 2)} draws", lambda seed, draws=draws: by_us(run, tokens, draws, seed), 2 * REPEATS)
-        if error <= shipped:
-            lines[-1] += "  <= devinterp as shipped"
+    peer = {
+        "as shipped": row("devinterp, as shipped", lambda seed: by_devinterp(theirs, tokens, 32, 100 + seed), REPEATS),
+        "paired": row("devinterp, paired by hand", lambda seed: by_devinterp(theirs, tokens, SETTING.draws, 100 + seed), REPEATS),
+    }
+    by_draws = {
+        draws: row(f"ours, 2 x {draws} draws", lambda seed, draws=draws: by_us(run, tokens, draws, seed), 2 * REPEATS)
+        for draws in OURS
+    }
+    for name, (error, cpu) in peer.items():
+        enough = [draws for draws, (ours_error, _) in by_draws.items() if ours_error <= error]
+        told = f"2 x {enough[0]} draws of ours, {cpu / by_draws[enough[0]][1]:.0f} times less CPU" if enough else "none of ours"
+        lines.append(f"to the error of devinterp {name}: {told}")
+    (paired, theirs_cpu), (last, ours_cpu) = peer["paired"], by_draws[OURS[-1]]
+    lines.append(
+        f"2 x {OURS[-1]} draws: {last / paired:.2f} of the RMSE of devinterp paired, {theirs_cpu / ours_cpu:.0f} times less CPU"
+    )
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     sys.stdout.write("\n".join([*lines, f"peak memory of the process: {memory:.0f} MiB"]) + "\n")
 
