@@ -1,5 +1,10 @@
-"""Files of results: netCDF4, written whole or not at all, believed only if they are what their name says."""
+"""Files of results: netCDF4, written whole or not at all, believed only if they are what their name says.
 
+Those that come with a run may be packed (``<key>.nc.gz``): half of a small artefact is the format's own padding.
+"""
+
+import gzip
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +19,13 @@ if TYPE_CHECKING:
 def write_dataset(path: Path, data: "xr.Dataset") -> None:
     """Write netCDF4 aside and move it into place."""
     write_whole(path, lambda aside: data.to_netcdf(aside, engine="h5netcdf"))
+
+
+def pack(path: Path, into: Path) -> Path:
+    """A packed copy of an artefact, ``<key>.nc.gz`` in another folder; equal bytes for equal artefacts."""
+    packed = into / f"{path.name}.gz"
+    write_whole(packed, lambda aside: aside.write_bytes(gzip.compress(path.read_bytes(), mtime=0)))
+    return packed
 
 
 def is_whole(path: Path) -> bool:
@@ -38,7 +50,7 @@ def read_artefact(path: Path, like: "xr.Dataset | None" = None) -> "xr.Dataset |
         typed = {name: str if is_text(like[name]) else like[name].dtype for name in like.data_vars}  # texts of any length
         return like.copy(data={name: values[str(name)].astype(kind) for name, kind in typed.items()}).assign_attrs(attrs)
     try:
-        with xr.open_dataset(path, engine="h5netcdf") as opened:
+        with xr.open_dataset(_file(path), engine="h5netcdf") as opened:
             return opened.load()
     except Exception:
         # As in _raw.
@@ -52,7 +64,7 @@ def _raw(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
     if not path.exists():
         return None
     try:
-        with h5py.File(path) as file:
+        with h5py.File(_file(path)) as file:
             text = {name: h5py.check_string_dtype(item.dtype) is not None for name, item in file.items()}
             values = {name: np.asarray(item.asstr()[()] if text[name] else item[()]) for name, item in file.items()}
             # netCDF's numbers are arrays of one.
@@ -60,7 +72,12 @@ def _raw(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
     except Exception:
         # Damaged from outside (a full disk, a copy cut short): as good as absent, it is measured again.
         return None
-    return (values, attrs) if attrs.get("key") == path.stem else None
+    return (values, attrs) if attrs.get("key") == path.name.split(".")[0] else None
+
+
+def _file(path: Path) -> Any:
+    """What HDF5 opens: the file, or what is packed in it."""
+    return BytesIO(gzip.decompress(path.read_bytes())) if path.suffix == ".gz" else path
 
 
 def _fits(values: dict[str, np.ndarray], like: "xr.Dataset", name: Any) -> bool:

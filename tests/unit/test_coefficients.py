@@ -23,6 +23,7 @@ from circuits.complexity.pool import Pool
 from circuits.complexity.rllc import LLC, RLLC
 from circuits.complexity.samplers import init, step
 from circuits.complexity.stability import check_stable, largest_curvature
+from circuits.dynamics.artefacts import pack
 from circuits.dynamics.coefficients import coefficient_measures, named, texts_of, training_mix
 from circuits.dynamics.sweep import Task, evenly, gather, run_task
 
@@ -328,6 +329,16 @@ class TestRuns:
         assert run_task(Task(measure, run.without_results(), 0, store)).status == "ok"
         anew, known = (next(folder.rglob(f"{Task(measure, run, 0, store).key}.nc")) for folder in (store, shipped))
         assert anew.read_bytes() == known.read_bytes()
+        known_size = known.stat().st_size
+        plain = [next(shipped.rglob(f"{Task(measure, run, at, store).key}.nc")) for at in run.steps]
+        packed = [pack(file, file.parent) for file in plain]
+        for file in plain:
+            file.unlink()
+        assert gather(measure, run, tmp_path / "empty").identical(found) and packed[0].stat().st_size < known_size
+        packed[0].write_bytes(packed[0].read_bytes()[:-9])
+        assert list(gather(measure, run, tmp_path / "empty")["status"].values) == ["missing", "ok"], (
+            "cut short is as good as absent"
+        )
 
     def test_evenly(self, run: Checkpoints) -> None:
         longer = Checkpoints.from_states({at: make().state_dict() for at in range(0, 50, 10)}, run.cfg)
