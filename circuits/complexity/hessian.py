@@ -4,8 +4,8 @@
 
 Hutchinson: for ``v`` of random signs ``E[v^T H v] = tr H``. Stochastic Lanczos quadrature (Ubaru et al. 2017): ``k`` Lanczos
 steps from ``v`` give a small tridiagonal ``T`` with ``v^T f(H) v ~ |v|^2 f(T)_{00}``, exact for polynomials ``f`` of degree
-below ``2 k``; the same from the gradient gives ``g^T f(H) g``. Where ``nbeta h`` is small against ``gamma`` the functions here
-are nearly linear, and two steps are plenty.
+below ``2 k``; the same from the gradient gives ``g^T f(H) g``. Two steps see the bulk and one outlier, three also one on the
+other side of the bulk.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,8 @@ from circuits.complexity.chains import Loss
 
 SHARE = 1e-3
 """Length of a difference as a share of the weights' norm: far above rounding, small against the weights."""
+AT_ONCE = 8
+"""Examples of each vector in one call of the loss, for memory's sake."""
 
 
 class Quadrature(NamedTuple):
@@ -35,13 +37,15 @@ class Quadrature(NamedTuple):
 def hessian_products(
     loss: Loss, v: Float[Tensor, "vector parameter"], examples: Int[Tensor, "vector example"]
 ) -> Float[Tensor, "vector parameter"]:
-    """``H v`` of several vectors, each with the Hessian of the mean loss of its own examples; all in one call."""
+    """``H v`` of several vectors, each with the Hessian of the mean loss of its own examples."""
     norm = v.norm(dim=1, keepdim=True)
     moved = SHARE * max(float(loss.centre.norm()), 1e-6) * v / norm
-    both = torch.cat([loss.centre + moved, loss.centre - moved])
-    _, gradient = loss.loss_and_gradient(both, examples.repeat(2, 1))
-    plus, minus = gradient.chunk(2)
-    return (plus - minus) * norm / (2 * moved.norm(dim=1, keepdim=True))
+    both, total = torch.cat([loss.centre + moved, loss.centre - moved]), torch.zeros_like(v)
+    for some in examples.split(AT_ONCE, 1):
+        _, gradient = loss.loss_and_gradient(both, some.repeat(2, 1))
+        plus, minus = gradient.chunk(2)
+        total += (plus - minus) * (some.shape[1] / examples.shape[1])
+    return total * norm / (2 * moved.norm(dim=1, keepdim=True))
 
 
 def lanczos(loss: Loss, v: Float[Tensor, "vector parameter"], examples: Int[Tensor, "vector example"], steps: int) -> Quadrature:

@@ -9,9 +9,11 @@
                      sum of [ nbeta h / 2a - ((nbeta g)^2 / a) (1 - nbeta h / 2a) ]
 
 The last is the closed form of what the sampler estimates; without its gradient term it is wrong wherever ``w*`` is no minimum.
-It needs ``a > 0`` in every direction and is "unbounded" otherwise. ``as_llc`` is what each of them alone would predict: ``nbeta
-/ 2 gamma`` times the trace (to first order in ``nbeta h / gamma``), ``nbeta`` times the noise loss, and the local estimate
-itself; the others have no such scale.
+It needs ``a > 0`` in every direction and is "unbounded" where one is met that is not; few steps of Lanczos miss some. Curvatures
+are those of many sequences at once: ``h / a`` bends down, so its mean over few of them lies below its value for the text.
+
+``as_llc`` is what each of them alone would predict: ``nbeta / 2 gamma`` times the trace (to first order in ``nbeta h / gamma``),
+``nbeta`` times the noise loss, and the local estimate itself; the others have no such scale.
 
 The Fisher trace comes from one gradient a sequence: given the text, scores of labels drawn from the model are uncorrelated
 between positions, so ``T |grad of the sequence's mean|^2`` has the mean over positions as its expectation.
@@ -37,7 +39,7 @@ from circuits.complexity.rllc import check_asked, check_named, spec_of
 from circuits.models.effects import head_effects
 from circuits.models.heads import Head
 from circuits.models.own import own
-from circuits.models.protocol import model_hash
+from circuits.models.protocol import check_model, model_hash
 from circuits.progress import bar
 from circuits.results import array_hash, check_whole, labelled
 
@@ -51,25 +53,27 @@ class ComplexityNulls:
 
     Args:
         tokens, config, on: as ``RLLC``'s; of the settings ``gamma``, ``nbeta``, ``chains``, ``batch`` and ``seed`` count.
-        probes: vectors of random signs behind traces, each with ``sequences`` of its own. steps: of Lanczos. noises: draws of
-            noise of each chain.
+        probes: vectors of random signs behind traces, each with ``sequences`` drawn for it. steps: of Lanczos. noises: draws of
+            noise of each chain. reference: as ``RLLC``'s; then the loss is the divergence from it, and ablation is not measured.
     """
 
     tokens: Int[Tensor, "example pos"] = field(compare=False)
     config: SamplerConfig | str = "paper"
     on: str = "text"
-    probes: int = 8
-    sequences: int = 8
-    steps: int = 2
+    probes: int = 3
+    sequences: int = 64
+    steps: int = 3
     noises: int = 8
+    reference: Any = field(default=None, compare=False)
     progress: bool | None = field(default=False, compare=False)
-    reference: None = field(default=None, init=False)
     keep_tokens: bool = field(default=False, init=False)
-    version: int = field(default=1, init=False)
+    version: int = field(default=2, init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "config", sampler_config(self.config))
         check_named(self.on, self.keep_tokens)
+        if self.reference is not None:
+            check_model(self.reference)
         check_whole("probes", self.probes, 2)
         check_whole("sequences", self.sequences, 1)
         check_whole("steps", self.steps, 1)
@@ -86,22 +90,26 @@ class ComplexityNulls:
         """Measure a model.
 
         Returns:
-            ``value``, ``stderr``, ``as_llc``, ``as_llc_stderr`` and ``state`` ("ok", "unbounded"), all ``(kind, layer, head)``;
-            ``smallest`` and ``largest`` curvature met and the gradient's norm ``slope``, ``(layer, head)``. Errors are over
-            probes, sequences or draws; a norm has none.
+            ``value``, ``stderr``, ``as_llc``, ``as_llc_stderr`` and ``state`` ("ok", "unbounded", "not measured"), all ``(kind,
+            layer, head)``; ``smallest`` and ``largest`` curvature met, from inside, and the gradient's norm ``slope``, ``(layer,
+            head)``. Errors are over probes, sequences or draws; a norm has none.
 
         Raises:
             TypeError, ValueError: as ``RLLC``; a model that cannot be one of ours.
         """
         config = check_asked(self, model)
         model_ = own(model)
-        pool = Pool(model_, self.tokens)
+        pool = Pool(model_, self.tokens, None if self.reference is None else own(self.reference))
         shape = (len(KINDS), model_.cfg.n_layers, model_.cfg.n_heads)
         value, stderr, as_llc, as_llc_stderr = (np.full(shape, np.nan) for _ in range(4))
         state = np.full(shape, "ok", dtype=object)
         extremes = {name: np.full(shape[1:], np.nan) for name in ("smallest", "largest", "slope")}
-        effects = [found.total.double() for found in head_effects(model_, self.tokens, "mean", direct=False)]
-        ablation = torch.cat(effects, 2).mean(-1).numpy()  # [layer, head, example]
+        ablation = np.full((*shape[1:], 2), np.nan)  # [layer, head, example]
+        if self.reference is None:
+            effects = [found.total.double() for found in head_effects(model_, self.tokens, "mean", direct=False)]
+            ablation = torch.cat(effects, 2).mean(-1).numpy()
+        else:
+            state[KINDS.index("ablation_loss")] = "not measured"
         heads = [Head(layer, head) for layer in range(shape[1]) for head in range(shape[2])]
         with bar(heads, label=self.name, on=self.progress, unit="head") as shown:
             for head in shown:
@@ -131,6 +139,8 @@ class ComplexityNulls:
                 if float(every.min()) * config.nbeta + gamma <= 0:
                     where = (KINDS.index("local_estimate"), *at)
                     value[where], stderr[where], state[where] = np.nan, np.nan, "unbounded"
+                if not gamma:
+                    state[KINDS.index("noise_loss"), *at] = "unbounded"
                 scales = {
                     "hessian_trace": config.nbeta / (2 * gamma) if gamma else np.nan,
                     "noise_loss": config.nbeta,
@@ -157,16 +167,14 @@ class ComplexityNulls:
 
     def _spectra(self, loss: HeadLoss, generator: torch.Generator) -> tuple[Quadrature, Quadrature, float]:
         """The spectrum as random probes and as the gradient see it, and the gradient's norm."""
-        order = torch.randperm(len(loss.base), generator=generator)
-        places = torch.arange(self.probes * self.sequences) % len(order)  # in turn, none more often than another
-        examples = order[places].view(self.probes, -1).to(loss.centre.device)
+        size = min(self.sequences, len(loss.base))
+        drawn = [torch.randperm(len(loss.base), generator=generator)[:size] for _ in range(self.probes)]
+        examples = torch.stack(drawn).to(loss.centre.device)
         signs = random_signs(self.probes, len(loss.centre), loss.centre, generator)
-        found = [lanczos(loss, v, some, self.steps) for v, some in zip(signs.split(2), examples.split(2), strict=True)]
+        spectrum = lanczos(loss, signs, examples, self.steps)
         gradient = mean_gradient(loss, TOGETHER)
-        twice = gradient.expand(2, -1)
-        slopes = lanczos(loss, twice, examples[:2], self.steps)
-        ritz, weight = (torch.cat(part) for part in zip(*found, strict=True))
-        return Quadrature(ritz, weight), slopes, float(gradient.norm())
+        slopes = lanczos(loss, gradient[None], examples[:1], self.steps)
+        return spectrum, slopes, float(gradient.norm())
 
     def _noise(self, loss: HeadLoss, gamma: float, generator: torch.Generator) -> Tensor:
         """``L(w* + xi) - L(w*)`` of independent draws, each on a batch of its own."""

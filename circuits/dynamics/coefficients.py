@@ -124,15 +124,13 @@ def coefficient_measures(
         found[on] = [(RLLC(tokens, "laptop", on=on), few if on.startswith("shuffled") else run)]
     if texts:
         first = next(iter(texts))
-        found["nulls"] = [
-            (ComplexityNulls(tokens, "laptop", on=on), run if on == first else few)
-            for on, tokens in texts.items()
-            if not on.startswith("shuffled")
-        ]
+        found["nulls"] = [(ComplexityNulls(text, "laptop", on=on), run if on == first else few) for on, text in texts.items()]
         found["whole"] = [(LLC(texts[first], "laptop-whole", on=first), run)]
         if reference is not None:
             other = reference.at(reference.steps[-1])
-            found["kl"] = [(RLLC(texts[first], "laptop", on=f"{first}_kl", reference=other), few)]
+            found["kl"] = [
+                (measure(texts[first], "laptop", on=f"{first}_kl", reference=other), few) for measure in (RLLC, ComplexityNulls)
+            ]
     if what is None:
         return found
     what = list(what)

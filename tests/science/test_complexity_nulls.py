@@ -9,6 +9,7 @@ from circuits import Head, HookedTransformer
 from circuits.complexity.config import sampler_config
 from circuits.complexity.engine import HeadLoss
 from circuits.complexity.general import GeneralLoss
+from circuits.complexity.ground_truth import Quadratic
 from circuits.complexity.hessian import hessian_products, lanczos, mean_gradient, random_signs
 from circuits.complexity.nulls import KINDS, ComplexityNulls, fisher_traces, local_estimate
 from circuits.complexity.pool import Pool
@@ -74,10 +75,22 @@ def test_trace_and_closed_form(loss: HeadLoss, exact: tuple[torch.Tensor, torch.
     assert abs(float(found.mean() - curved)) > 6 * error
 
 
-def test_the_closed_form_needs_no_more_than_two_steps_here(loss: HeadLoss) -> None:
-    signs = random_signs(4, len(loss.centre), loss.centre, torch.Generator().manual_seed(0))
-    two, six = (lanczos(loss, signs, everyone(4), steps).of(lambda h: NBETA * h / (2 * (NBETA * h + GAMMA))) for steps in (2, 6))
-    assert torch.allclose(two, six, rtol=0.01, atol=1e-4)
+def test_three_steps_see_outliers_on_both_sides() -> None:
+    """Two see the bulk and one outlier: they would give a number where there is no bound, or a wrong one where there is."""
+    d = 2000
+    for positive, negative in (([30.0] * 20, [-5.0] * 5), ([10.0] * 20, [-9.0])):
+        h = 1e-3 * torch.rand(d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        h[: len(positive)], h[len(positive) : len(positive) + len(negative)] = torch.tensor([positive[0], negative[0]]).double()
+        loss = Quadratic(torch.diag(h), torch.zeros(d, dtype=torch.float64))
+        loss.centre = loss.centre + 1.0  # differences are as long as weights
+        signs = random_signs(2, d, loss.centre, torch.Generator().manual_seed(0))
+        one = torch.zeros(2, 1, dtype=torch.long)
+        two, three = (lanczos(loss, signs, one, steps) for steps in (2, 3))
+        literal = float((NBETA * h / (2 * (NBETA * h + GAMMA))).sum())
+        assert torch.allclose(three.ritz.amin(1), h.min(), rtol=1e-3)
+        assert (two.ritz.amin(1) > 0.1 * h.min()).all(), "the control: two steps miss it"
+        curved = three.of(lambda h: NBETA * h / (2 * (NBETA * h + GAMMA)))
+        assert torch.allclose(curved, torch.tensor(literal).double(), rtol=1e-3)
 
 
 def test_fisher_trace(model: HookedTransformer) -> None:
@@ -111,11 +124,33 @@ def test_the_measure(model: HookedTransformer) -> None:
     assert np.isnan(found["as_llc"].sel(kind="ablation_loss")).all()
 
 
-def test_a_posterior_without_a_bound_is_said_to_have_none(model: HookedTransformer) -> None:
-    config = sampler_config("laptop", batch=8, gamma=1.0, epsilon=0.1)
-    found = ComplexityNulls(TOKENS, config, on="text")(model)
-    local, smallest = found.sel(kind="local_estimate"), found["smallest"].values
-    unbounded = smallest * config.nbeta + config.gamma <= 0
-    assert unbounded.any()
-    assert ((local["state"].values == "unbounded") == unbounded).all()
-    assert (np.isnan(local["value"].values) == unbounded).all()
+def test_a_posterior_without_a_bound_is_said_to_have_none(
+    model: HookedTransformer, exact: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    smallest = float(torch.linalg.eigvalsh(exact[0])[0])
+    assert smallest < 0
+    states = []
+    for share in (0.5, 2.0):  # of the localisation that just holds the head
+        config = sampler_config("laptop", batch=8, gamma=-share * smallest * NBETA, epsilon=1e-4)
+        found = ComplexityNulls(TOKENS, config, on="text", steps=8)(model)
+        local = found.sel(kind="local_estimate", layer=HEAD.layer, head=HEAD.head)
+        states.append(str(local["state"].values))
+        assert np.isfinite(float(local["value"])) == (states[-1] == "ok")
+        assert float(found["smallest"].sel(layer=HEAD.layer, head=HEAD.head)) == pytest.approx(smallest, rel=0.3)
+    assert states == ["unbounded", "ok"]
+    free = ComplexityNulls(TOKENS, sampler_config("laptop", batch=8, gamma=0.0), on="text")(model)
+    assert (free["state"].sel(kind="noise_loss") == "unbounded").all(), "noise of no localisation has no size"
+
+
+def test_nulls_of_a_divergence(model: HookedTransformer) -> None:
+    """Beside a reference the loss has soft labels; at the reference itself it is 0, without slope, and only curved."""
+    config = sampler_config("laptop", batch=8)
+    alike = ComplexityNulls(TOKENS, config, on="text_kl", reference=model, noises=40)(model)
+    assert (alike["state"].sel(kind="ablation_loss") == "not measured").all() and float(alike["slope"].max()) < 1e-8
+    assert (alike["value"].sel(kind="noise_loss") > 0).all(), "every move away from the reference costs"
+    trace, fisher = (alike.sel(kind=kind) for kind in ("hessian_trace", "fisher_trace"))
+    error = np.hypot(trace["stderr"], fisher["stderr"])
+    assert (np.abs(trace["value"] - fisher["value"]) < 4 * error).all(), (
+        "the Hessian of a divergence at 0 is the Fisher information"
+    )
+    assert ComplexityNulls(TOKENS, config, on="text").spec() != ComplexityNulls(TOKENS, config, on="text", reference=model).spec()

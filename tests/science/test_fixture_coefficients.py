@@ -12,6 +12,7 @@ from circuits.complexity.config import sampler_config
 from circuits.complexity.diagnostics import estimate
 from circuits.complexity.engine import HeadLoss
 from circuits.complexity.general import GeneralLoss
+from circuits.complexity.hessian import lanczos, random_signs
 from circuits.complexity.pool import Pool
 
 REPEATS = 50
@@ -38,6 +39,18 @@ def test_the_engine_on_the_shipped_model(pool: Pool) -> None:
         assert (losses - expected).abs().max() < 1e-5 * max(1.0, float(expected.abs().max()))
         assert (gradient - slope).abs().max() < 1e-5 * max(1.0, float(slope.abs().max()))
         assert (gradient - slope).norm() < 1e-4 * slope.norm()  # gradients are small; this is the sharper of the two
+
+
+def test_curvature_is_that_of_many_sequences(checkout: Path) -> None:
+    """``nbeta h / 2 a`` bends down, so that its mean over Hessians of few sequences lies below its value for the text."""
+    run = Checkpoints.from_dir(checkout / "fixtures/stdlib-2l")
+    loss = HeadLoss(Pool(run.at(2375), run.evaluation["code"][:64]), Head(0, 6))
+    signs = random_signs(1, len(loss.centre), loss.centre, torch.Generator().manual_seed(0))
+    whole = lanczos(loss, signs, torch.arange(64)[None], 3)
+    groups = lanczos(loss, signs.expand(8, -1), torch.arange(64).view(8, 8), 3)
+    curved = [float(some.of(lambda h: 30 * h / (2 * (30 * h + 200))).mean()) for some in (groups, whole)]
+    traces = [float(some.of(lambda h: h).mean()) for some in (groups, whole)]
+    assert curved[0] < 0.95 * curved[1] and traces[0] == pytest.approx(traces[1], rel=0.01)
 
 
 @pytest.mark.slow
