@@ -367,7 +367,7 @@ class TestShippedRun:
         where = {measure.name: len(part) for pairs in parts.values() for measure, part in pairs}
         assert where == {
             "rllc_mix": 28, "rllc_code": 28, "rllc_prose": 28, "rllc_shuffled_code": 8, "rllc_mix_kl": 8, "llc_mix": 28,
-            "nulls_mix": 28, "nulls_code": 8, "nulls_prose": 8,
+            "nulls_mix": 28, "nulls_code": 8, "nulls_prose": 8, "nulls_shuffled_code": 8, "nulls_mix_kl": 8,
         }  # fmt: skip
         with pytest.raises(ValueError, match="'kl' needs a reference run"):
             coefficient_measures(run, ["kl"])

@@ -1,9 +1,7 @@
 """What simpler measures already say of a head's coefficient: the closed form, noise of that size, and ranks over heads."""
 
 from collections.abc import Mapping
-from itertools import permutations
-from math import factorial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from markupsafe import Markup
@@ -14,6 +12,7 @@ from circuits.views.coefficient_figures import ERRORS, PREDICTIONS, predicted
 from circuits.views.curves import rendered
 from circuits.views.formation import last_common
 from circuits.views.html import count, decimal, image, paragraph, table, with_error
+from circuits.views.ranks import Order, linear_fit, rank_correlation
 from circuits.views.sections import Results, Section, Wanted
 from circuits.views.sections.coefficients import asked, base_of, left_out
 from circuits.views.sections.paths import rank_p
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 CLOSE = 0.15
 """Share of the closed form within which a coefficient is called explained by it (a quadratic is estimated to a few percent)."""
-DRAWS = 1999
 MEANING = {
     "local_estimate": "closed form of a quadratic loss, from curvature and gradient",
     "noise_loss": "rise of the loss under noise of sd 1 / √γ, as localisation alone would give",
@@ -63,6 +61,7 @@ def render(run: Checkpoints, results: Results) -> Markup:
                 count(step), len(heads_of(end)), f"{ERRORS:.0f}",
             ),
             closed_form(end, null),
+            regime(found, nulls),
             noise(end, null),
             image(
                 rendered(predicted(end, null), "svg"), "image/svg+xml",
@@ -104,6 +103,33 @@ def closed_form(end: "xr.Dataset", null: "xr.Dataset") -> Markup:
     )  # fmt: skip
 
 
+def regime(found: "xr.Dataset", nulls: "xr.Dataset") -> Markup:
+    """Over all checkpoints: how many heads are near the closed form where the loss is quadratic at noise's size, and elsewhere.
+
+    A quadratic loss rises under noise by ``tr H / 2 gamma`` exactly: whether it does is told by two nulls, without sampling.
+    """
+    steps = np.intersect1d(*(data["step"].values[data["status"].values == "ok"] for data in (found, nulls)))
+    value = found["value"].sel(step=steps).transpose("step", "layer", "head").values
+    form, flat, trace = (
+        nulls["as_llc"].sel(step=steps, kind=kind).transpose("step", "layer", "head").values
+        for kind in ("local_estimate", "noise_loss", "hessian_trace")
+    )
+    known = np.isfinite(value) & np.isfinite(form) & np.isfinite(flat) & (form > 0) & (flat > 0)
+    quadratic = known & (np.abs(trace - flat) <= CLOSE * np.abs(flat))
+    gap = np.where(known, value, 1.0) / np.where(known, form, 1.0) - 1
+    told = []
+    for where, cells in ((f"Where noise and the trace agree within {CLOSE:.0%}", quadratic), ("Elsewhere", known & ~quadratic)):
+        here = gap[cells]
+        middle = f", median gap {signed(100 * float(np.median(here)))}%" if len(here) else ""
+        within = int(np.count_nonzero(np.abs(here) <= CLOSE))
+        told.append(f"{where}, {count(len(here))} cells: {count(within)} within {CLOSE:.0%}{middle}")
+    return paragraph(
+        "<b>Where it holds.</b> A quadratic loss rises under noise by tr H / 2γ and no more. {}. {} checkpoints; cells without a "
+        "closed form, and those where it or the noise null is not above 0, are left out.",
+        ". ".join(told), count(len(steps)),
+    )  # fmt: skip
+
+
 def noise(end: "xr.Dataset", null: "xr.Dataset") -> Markup:
     """Whether coefficients differ from what noise of the size of localisation would give."""
     (value, stderr), (flat, flat_stderr), names = laid(end, null, "noise_loss")
@@ -141,17 +167,6 @@ def signed(value: float) -> str:
     return ("+" if value > 0 else "") + decimal(value, 0)
 
 
-class Order(NamedTuple):
-    """A rank correlation with its 95% interval, a two-sided p, the smallest p there could be, and of how many pairs."""
-
-    value: float
-    low: float
-    high: float
-    p: float
-    smallest: float
-    pairs: int
-
-
 def order_of(end: "xr.Dataset", null: "xr.Dataset", kind: str) -> Order:
     """The rank correlation of the coefficient with a null over heads."""
     ours, theirs = (x.transpose("layer", "head").values.ravel() for x in (end["value"], null["value"].sel(kind=kind)))
@@ -176,37 +191,6 @@ def ranks(orders: Mapping[str, Order]) -> Markup:
     )  # fmt: skip
 
 
-def rank_correlation(ours: np.ndarray, theirs: np.ndarray, *, draws: int = DRAWS, seed: int = 0) -> Order:
-    """Spearman's correlation of the finite pairs, its interval by drawing pairs again, its p by exchanging them.
-
-    All permutations of up to 6 pairs are counted, random ones of more; NaN where ranks do not vary.
-    """
-    from scipy.stats import rankdata
-
-    both = np.isfinite(ours) & np.isfinite(theirs)
-    x, y = ours[both], theirs[both]
-    n, rng = len(x), np.random.default_rng(seed)
-    if n < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return Order(np.nan, np.nan, np.nan, np.nan, np.nan, n)
-    value = float(_correlation(rankdata(x), rankdata(y)))
-    every = n <= 6
-    orders = np.array(list(permutations(range(n)))) if every else np.argsort(rng.random((draws, n)), axis=1)
-    as_far = int(np.count_nonzero(np.abs(_correlation(rankdata(x)[orders], rankdata(y))) >= abs(value) - 1e-12))
-    p = as_far / len(orders) if every else (as_far + 1) / (draws + 1)
-    smallest = 2 / factorial(n) if every else 1 / (draws + 1)
-    again = rng.integers(0, n, (draws, n))
-    drawn = _correlation(rankdata(x[again], axis=1), rankdata(y[again], axis=1))
-    low, high = np.nanpercentile(drawn, (2.5, 97.5)) if n > 3 else (np.nan, np.nan)
-    return Order(value, float(low), float(high), p, smallest, n)
-
-
-def _correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Pearson's along the last axis; NaN where one side does not vary."""
-    x, y = x - x.mean(-1, keepdims=True), y - y.mean(-1, keepdims=True)
-    size = np.sqrt(np.square(x).sum(-1) * np.square(y).sum(-1))
-    return np.where(size > 0, (x * y).sum(-1) / np.where(size > 0, size, 1.0), np.nan)
-
-
 def joint(end: "xr.Dataset", null: "xr.Dataset") -> Markup:
     """The share of the variance between heads that a linear fit by all nulls explains, and predicts."""
     columns = [null["value"].sel(kind=kind).transpose("layer", "head").values.ravel() for kind in FITTED]
@@ -223,25 +207,6 @@ def joint(end: "xr.Dataset", null: "xr.Dataset") -> Markup:
         "what sampling alone can say.",
         names, decimal(explained, 2), n, decimal(k / (n - 1), 2), decimal(foretold, 2),
     )  # fmt: skip
-
-
-def linear_fit(y: np.ndarray, x: np.ndarray) -> tuple[float, float]:
-    """R² of a least-squares fit of ``y [n]`` by ``x [n, k]`` and a constant, and of foretelling each from all others.
-
-    The latter compares with the mean of the others, and is below 0 where that foretells better; NaN where a point alone
-    decides a coefficient.
-    """
-    scale = x.std(0)
-    design = np.column_stack([np.ones(len(y)), (x - x.mean(0)) / np.where(scale > 0, scale, 1.0)])
-    hat = design @ np.linalg.pinv(design)
-    off, centred, leverage = y - hat @ y, y - y.mean(), np.diag(hat)
-    total = float(np.square(centred).sum())
-    if total == 0:
-        return np.nan, np.nan
-    if leverage.max() > 1 - 1e-9:
-        return 1 - float(np.square(off).sum()) / total, np.nan
-    alone = float(np.square(off / (1 - leverage)).sum())
-    return 1 - float(np.square(off).sum()) / total, 1 - alone / (total * (len(y) / (len(y) - 1)) ** 2)
 
 
 SECTION = Section("coefficient_nulls", "Complexity: what simpler measures already say", 61, measures, render)

@@ -9,9 +9,11 @@ from circuits.dynamics.coefficients import reference_of
 from circuits.models.checkpoints import Checkpoints
 from circuits.views.coefficient_figures import ERRORS, coefficient_curves
 from circuits.views.curves import rendered
-from circuits.views.html import count, image, paragraph, with_error
+from circuits.views.formation import last_common
+from circuits.views.html import count, decimal, image, paragraph, with_error
 from circuits.views.sections import Results, Section, Wanted
-from circuits.views.sections.coefficients import asked, below_zero, left_out, not_ok
+from circuits.views.sections.coefficient_nulls import closed_form, noise
+from circuits.views.sections.coefficients import NULLS_ON, asked, below_zero, largest_by_chance, left_out, not_ok
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -19,23 +21,25 @@ if TYPE_CHECKING:
 
 def measures(run: Checkpoints) -> list[Wanted]:
     wants, _ = asked(run)
-    return [wants["kl"]] if "kl" in wants else []
+    return [wants[part] for part in ("kl", f"{NULLS_ON}kl") if part in wants]
 
 
 def render(run: Checkpoints, results: Results) -> Markup:
     """When the mean over the heads of each layer is largest, and curves."""
     wants, why = asked(run)
     if "kl" not in wants:
-        return left_out(why or "This run names no reference run of one layer (meta.json: reference)")
-    found = results[wants["kl"].measure.name]
+        return left_out(why or without_reference(run))
+    found, nulls = (results[wants[part].measure.name] for part in ("kl", f"{NULLS_ON}kl"))
+    step = last_common(found, nulls)
+    end, null = found.sel(step=step), nulls.sel(step=step)
     reference = reference_of(run)
     layers = " ".join(peak(found, int(layer)) for layer in found["layer"].values)
     return Markup("\n").join(
         [
             paragraph(
                 "In place of the loss stands the divergence KL(reference || model) per token from the predictions of {}, at its "
-                "last checkpoint: how many of a head’s weights hold the model to what that simpler model does (loss-refined, "
-                "Wang et al. 2024). Below 0, moving the head’s weights brings the model nearer to it.",
+                "last checkpoint: how far moving a head’s weights takes the model from what that simpler model says "
+                "(loss-refined, Wang et al. 2024). Below 0, it brings the model nearer to it.",
                 "the reference" if reference is None else reference.name,
             ),
             paragraph("{}", layers),
@@ -45,6 +49,9 @@ def render(run: Checkpoints, results: Results) -> Markup:
                 caption=f"Bands are ± {ERRORS:.0f} standard errors of sampling. {not_ok(found)}"
                 f"{below_zero(found, 'the divergence')}",
             ),
+            paragraph("What nulls of the same divergence say, at step {}:", count(step)),
+            closed_form(end, null),
+            noise(end, null),
         ]
     )  # fmt: skip
 
@@ -63,8 +70,17 @@ def peak(found: "xr.Dataset", layer: int) -> str:
         return f"{said}, the last that was measured."
     fallen, off = mean[top] - mean[-1], float(np.hypot(error[top], error[-1]))
     clear = f"a fall of {100 * fallen / mean[top]:.0f}%" if mean[top] > 0 else "a fall"
-    verdict = clear if fallen > ERRORS * off else f"no fall beyond {ERRORS:.0f} standard errors"
+    bound = largest_by_chance(len(mean) - 1)
+    verdict = clear if fallen > bound * off else f"no fall beyond the {decimal(bound, 1)} standard errors that chance bounds"
     return f"{said}, and {with_error(mean[-1], error[-1])} at step {count(int(steps[-1]))}: {verdict}."
+
+
+def without_reference(run: Checkpoints) -> str:
+    """Why there is nothing to measure a divergence from."""
+    named = run.meta.get("reference")
+    if named:
+        return f"The reference run that meta.json names, {named}, is not there; the path is relative to the run’s folder"
+    return "This run names no reference run of one layer (meta.json: reference)"
 
 
 SECTION = Section("coefficient_reference", "Complexity beyond a one-layer model", 63, measures, render)

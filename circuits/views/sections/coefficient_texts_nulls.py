@@ -10,8 +10,8 @@ from circuits.models.checkpoints import Checkpoints
 from circuits.views.coefficient_figures import ERRORS, PREDICTIONS
 from circuits.views.formation import last_common
 from circuits.views.html import count, decimal, paragraph, table
+from circuits.views.ranks import Order, rank_correlation
 from circuits.views.sections import Results, Section, Wanted
-from circuits.views.sections.coefficient_nulls import Order, rank_correlation
 from circuits.views.sections.coefficient_texts import others, ratio, words
 from circuits.views.sections.coefficients import NULLS_ON, asked, base_of, left_out
 from circuits.views.sections.paths import rank_p

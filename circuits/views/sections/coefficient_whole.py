@@ -10,7 +10,7 @@ from circuits.views.coefficient_figures import ERRORS, whole_curve
 from circuits.views.curves import rendered
 from circuits.views.html import count, decimal, image, paragraph, with_error
 from circuits.views.sections import Results, Section, Wanted
-from circuits.views.sections.coefficients import asked, below_zero, left_out, not_ok, settings
+from circuits.views.sections.coefficients import asked, below_zero, largest_by_chance, left_out, not_ok, settings
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -60,10 +60,11 @@ def course(found: "xr.Dataset") -> str:
     if change[at] >= 0:
         fall = "It never falls between neighbouring checkpoints."
     else:
-        clear = "more" if -change[at] > ERRORS * error[at] else "not more"
+        bound = largest_by_chance(len(change))
+        clear = "more" if -change[at] > bound * error[at] else "not more"
         fall = (
             f"Its largest fall between neighbouring checkpoints is {decimal(-change[at], 2)} ± {decimal(error[at], 2)} "
-            f"{between}, {clear} than {ERRORS:.0f} standard errors."
+            f"{between}, {clear} than the {decimal(bound, 1)} standard errors that bound the largest of {len(change)} by chance."
         )
     return f"The coefficient is {ends[0]} and {ends[1]}. {fall}"
 

@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,9 +57,9 @@ COLUMNS = {
 def asked(run: Checkpoints) -> tuple[Mapping[str, Wanted], str]:
     """Every measure of coefficients by its part, the text that stands for the run first; or none, and why.
 
-    Nulls on other texts than the first are parts by their measure's name. Where a few checkpoints are enough by design the others
-    are not asked for; what the store has of them is read. Found once for all sections of a report: the texts are cut anew each
-    time and the reference is opened.
+    Nulls of others than the first text are parts by their own names, such as "nulls_code" and "nulls_kl". Where a few checkpoints
+    are enough by design the others are not asked for; what the store has of them is read. Found once for all sections:
+    the texts are cut anew each time and the reference is opened.
     """
     try:
         parts = coefficient_measures(run, reference=reference_of(run))
@@ -69,7 +70,8 @@ def asked(run: Checkpoints) -> tuple[Mapping[str, Wanted], str]:
     for part, pairs in parts.items():
         for measure, steps in pairs:
             few = None if len(steps) == len(run) else len(steps)
-            name = part if part != "nulls" or measure.name == f"{NULLS_ON}{base}" else measure.name
+            other = measure.name.startswith(NULLS_ON) and measure.name != f"{NULLS_ON}{base}"
+            name = part if not other else f"{NULLS_ON}kl" if part == "kl" else measure.name
             found[name] = Wanted(measure, cheap=False, command=f"circuits rllc {run.name}", few=few)
     return found, "" if found else "This run has no text to measure coefficients on"
 
@@ -105,8 +107,8 @@ def render(run: Checkpoints, results: Results) -> Markup:
         [
             paragraph(
                 "Move the weights of one head alone, at random around the trained ones but seldom where the loss is high: the "
-                "<b>coefficient</b> is nβ times what the loss rises by on average (weight-refined, Wang et al. 2024). The more "
-                "of the head’s weights the loss depends on, the higher. {} Text: {}, {} sequences.",
+                "<b>coefficient</b> is nβ times what the loss rises by on average (weight-refined, Wang et al. 2024). The "
+                "steeper and the more curved the loss is in the head’s weights, the higher. {} Text: {}, {} sequences.",
                 settings(found), base.replace("_", " "), found.attrs.get("n_examples", "some"),
             ),
             paragraph("At step {}: {}. {}", count(step), top, apart(found)),
@@ -164,15 +166,27 @@ def not_ok(found: "xr.Dataset") -> str:
     total, places = int(np.count_nonzero(~np.isin(state, UNASKED))), np.argwhere(bad)
     if not len(places):
         cells = "The one cell is" if total == 1 else f"All {count(total)} cells are"
-        return f"{cells} ok: R-hat below {MIXED}, an effective sample of at least {ENOUGH:.0f} draws. "
+        return f"{cells} ok: R-hat below {MIXED}, an effective sample of at least {ENOUGH:.0f} draws. {shared(found)}"
     kinds = Counter(state[bad].tolist())
     counted = ", ".join(f"{n} {kind} ({WORDS.get(kind, 'see its state')})" for kind, n in sorted(kinds.items()))
     names = [_cell(found, place) for place in places[:LISTED]]
     more = f" and {count(len(places) - LISTED)} more" if len(places) > LISTED else ""
     return (
         f"{count(len(places))} of {count(total)} cells are not ok: {counted}; hollow with a hatched band, a cross at the foot "
-        f"where there is no value: {', '.join(names)}{more}. "
+        f"where there is no value: {', '.join(names)}{more}. {shared(found)}"
     )
+
+
+def shared(found: "xr.Dataset") -> str:
+    """Why cells of several checkpoints are not as many looks at how chains mix."""
+    if found.sizes["step"] == 1:
+        return ""
+    return "Noise is the same at every checkpoint, and it is most of how chains mix: cells are fewer looks than their number. "
+
+
+def largest_by_chance(count: int) -> float:
+    """Standard errors that the largest of so many normal deviations stays below in 39 of 40 cases; 1.96 for one."""
+    return NormalDist().inv_cdf((1 - 0.025) ** (1 / max(count, 1)))
 
 
 def _cell(found: "xr.Dataset", place: np.ndarray) -> str:
