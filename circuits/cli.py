@@ -255,8 +255,11 @@ def rllc(
     from circuits.dynamics.coefficients import coefficients
     from circuits.models.checkpoints import Checkpoints
 
-    parts = None if what is None else [part.strip() for part in what.split(",")]
+    parts = None if what is None or what == "all" else [part.strip() for part in what.split(",")]
     opened = Checkpoints.from_dir(run)
+    out = out or reports(run) / "rllc.nc"
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder; give the name of a file, such as {out / 'rllc.nc'}")
     found = coefficients(
         opened.without_results() if fresh else opened,
         parts,
@@ -264,8 +267,9 @@ def rllc(
         store=store or reports(run) / "store",
         workers=processes(workers),
     )
-    out = out or reports(run) / "rllc.nc"
     write_found(out, found)
+    bad, cells = found.not_ok()
+    typer.echo(f"circuits: {bad} of {cells} sampled cells are not ok", err=True)
     typer.echo(out)
 
 

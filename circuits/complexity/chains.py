@@ -6,7 +6,8 @@ and its batch are independent. Step 0 is ``w*`` itself and no draw.
 
 A chain diverges where its loss is not finite, where ``nbeta (L(w) - L(w*))`` exceeds ``EXPLODED`` times what a quadratic loss has
 in the mean at most (half the number of parameters; of ``FEWEST``, as few of them vary more), or where it is ``FAR`` times as
-far from ``w*`` as localisation alone lets it; it is stopped there.
+far from ``w*`` as localisation alone lets it; it is stopped there. Of thousands of weights and a loss in nats per token the first
+bound is never met, and the distance decides.
 """
 
 from collections.abc import Callable
@@ -136,7 +137,7 @@ def _batches(groups: int, examples: int, batch: int, rng: torch.Generator) -> In
 def _apart(at: int, config: SamplerConfig, draw: Callable[[int], Tensor]) -> Tensor:
     """Randomness of one step: the same for the chains of a superchain while they are together, each its own afterwards."""
     if at < config.burn_in // 2:
-        return draw(config.superchains).repeat_interleave(config.chains // config.superchains, 0)
+        return draw(config.groups).repeat_interleave(config.chains // config.groups, 0)
     return draw(config.chains)
 
 

@@ -54,7 +54,7 @@ def estimate(traces: Traces, config: SamplerConfig) -> Estimate:
     value, moved = config.nbeta * float(paired.mean()), float(np.sqrt(distance.mean()))
     if not distance.any():
         return Estimate(value, 0.0, np.nan, 0.0, "diverged" if lost else "unmoved", moved, lost)
-    groups = np.repeat(np.arange(config.superchains), config.chains // config.superchains)
+    groups = np.repeat(np.arange(config.groups), config.chains // config.groups)
     # A superchain that lost a chain is no longer like the others: what is left is then compared chain by chain.
     groups = groups if not lost else np.arange(len(paired))
     enough = paired.shape[1] >= 4

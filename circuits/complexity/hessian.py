@@ -38,14 +38,14 @@ def hessian_products(
     loss: Loss, v: Float[Tensor, "vector parameter"], examples: Int[Tensor, "vector example"]
 ) -> Float[Tensor, "vector parameter"]:
     """``H v`` of several vectors, each with the Hessian of the mean loss of its own examples."""
-    norm = v.norm(dim=1, keepdim=True)
+    norm = v.norm(dim=1, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny)
     moved = SHARE * max(float(loss.centre.norm()), 1e-6) * v / norm
     both, total = torch.cat([loss.centre + moved, loss.centre - moved]), torch.zeros_like(v)
     for some in examples.split(AT_ONCE, 1):
         _, gradient = loss.loss_and_gradient(both, some.repeat(2, 1))
         plus, minus = gradient.chunk(2)
         total += (plus - minus) * (some.shape[1] / examples.shape[1])
-    return total * norm / (2 * moved.norm(dim=1, keepdim=True))
+    return total * norm / (2 * moved.norm(dim=1, keepdim=True)).clamp_min(torch.finfo(v.dtype).tiny)
 
 
 def lanczos(loss: Loss, v: Float[Tensor, "vector parameter"], examples: Int[Tensor, "vector example"], steps: int) -> Quadrature:
@@ -55,14 +55,17 @@ def lanczos(loss: Loss, v: Float[Tensor, "vector parameter"], examples: Int[Tens
     diagonal, beside = [], []
     for step in range(steps):
         w = hessian_products(loss, basis[-1], examples)
+        size = w.norm(dim=1, keepdim=True)
         diagonal.append((w.double() * basis[-1].double()).sum(1))
         for _ in range(2):  # once more for what rounding left
             for known in basis:
                 w = w - (w * known).sum(1, keepdim=True) * known
         length = w.norm(dim=1, keepdim=True)
         if step + 1 < steps:
-            beside.append(length[:, 0].double())
-            basis.append(w / length.clamp_min(torch.finfo(w.dtype).tiny))
+            # Where rounding is all that is left there are no more directions: further Ritz values are 0, with weight 0.
+            more = length > torch.finfo(w.dtype).eps ** 0.5 * size
+            beside.append(torch.where(more, length, 0.0)[:, 0].double())
+            basis.append(torch.where(more, w / length, 0.0))
     T = torch.diag_embed(torch.stack(diagonal, 1))
     if beside:
         side = torch.stack(beside, 1)

@@ -71,7 +71,7 @@ class ComplexityNulls:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "config", sampler_config(self.config))
-        check_named(self.on, self.keep_tokens)
+        check_named(self.on, self.keep_tokens, self.tokens)
         if self.reference is not None:
             check_model(self.reference)
         check_whole("probes", self.probes, 2)

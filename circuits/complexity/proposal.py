@@ -82,7 +82,6 @@ def settings(
         "nbeta": nbeta,
         "draws": draws,
         "burn_in": min(burn_in, 2 * draws) if force else burn_in,
-        "superchains": 1 if fields["chains"] % 2 else 2,
         "force": force,
     }
     return sampler_config("paper", **fields, **changes)

@@ -14,12 +14,10 @@ are computed on the same text. It may be negative where ``w*`` is no minimum of 
 Sources: Lau et al. 2023 (estimator); Wang et al. 2024, equation 5 and section 3 (refinements, settings).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -30,8 +28,8 @@ from circuits.complexity.diagnostics import Estimate, estimate
 from circuits.complexity.engine import HeadLoss
 from circuits.complexity.general import GeneralLoss
 from circuits.complexity.pool import Pool, check_text
-from circuits.complexity.stability import EXAMPLES, check_stable, largest_curvature
-from circuits.models.heads import Head
+from circuits.complexity.stability import EXAMPLES, check_stable, largest_curvature, spaced
+from circuits.models.heads import Head, named
 from circuits.models.own import own
 from circuits.models.protocol import check_evaluated, check_finite, check_model, model_hash, named_parameters
 from circuits.progress import bar
@@ -59,7 +57,7 @@ class RLLC:
     tokens: Int[Tensor, "example pos"] = field(compare=False)
     config: SamplerConfig | str = "paper"
     on: str = "text"
-    heads: tuple[Any, ...] | None = None
+    heads: Any = None
     reference: Any = field(default=None, compare=False)
     keep_tokens: bool = False
     progress: bool | None = field(default=False, compare=False)
@@ -68,10 +66,10 @@ class RLLC:
     def __post_init__(self) -> None:
         object.__setattr__(self, "config", sampler_config(self.config))
         if self.heads is not None:
-            object.__setattr__(self, "heads", tuple(self.heads))
+            object.__setattr__(self, "heads", named(self.heads))
             if not self.heads:
                 raise ValueError("heads is empty; name some, such as ['L0H3', 'L1H0'], or None for all")
-        check_named(self.on, self.keep_tokens)
+        check_named(self.on, self.keep_tokens, self.tokens)
         if self.reference is not None:
             check_model(self.reference)
 
@@ -80,7 +78,7 @@ class RLLC:
         return f"rllc_{self.on}"
 
     def spec(self) -> dict[str, Any]:
-        heads = None if self.heads is None else [str(Head.parse(head)) for head in self.heads]
+        heads = None if self.heads is None else [str(head) for head in self.heads]
         return spec_of(self, {"heads": heads})
 
     def __call__(self, model: Any) -> Any:
@@ -89,13 +87,13 @@ class RLLC:
         Returns:
             ``value`` (half the number of weights at most for a regular model; no chance level), ``stderr`` of sampling,
             ``rhat``, ``ess``, ``state`` ("ok", "not mixed", "few draws", "unmoved", "diverged", "not asked"), ``distance``
-            (root mean square, from ``w*``), ``n_diverged`` chains, ``gamma`` and ``curvature`` (a lower bound of the largest),
-            all ``(layer, head)``; ``loss``, ``initial_loss`` (of ``w*`` on the same batch) and ``squared_distance``, ``(layer,
-            head, chain, draw)``, NaN from where a chain diverged.
+            (root mean square, from ``w*``), ``n_diverged`` chains, ``gamma`` and ``curvature`` (of eight sequences at ``w*``,
+            a lower bound of the largest), all ``(layer, head)``; ``loss``, ``initial_loss`` (of ``w*`` on the same batch) and
+            ``squared_distance``, ``(layer, head, chain, draw)``, NaN from where a chain diverged.
 
         Raises:
             TypeError, ValueError: not a hooked model or in training mode, NaN weights, tokens that do not fit or are fewer than
-            a batch, an unknown head, a step size that must diverge.
+            a batch, an unknown head; settings that would diverge for one of the heads, before any is sampled.
         """
         config = check_asked(self, model)
         cfg = model.cfg
@@ -103,10 +101,11 @@ class RLLC:
         asked = every if self.heads is None else sorted({Head.parse(head, cfg) for head in self.heads})
         make = head_losses(model, self.tokens, self.reference)
         found = Collected((cfg.n_layers, cfg.n_heads), config, self.tokens.shape if self.keep_tokens else None)
+        settled = {head: settle(make(head), config, str(head)) for head in asked}
         with bar(asked, label=self.name, on=self.progress, unit="head") as shown:
             for head in shown:
-                loss = make(head)
-                found.put((head.layer, head.head), *sample(loss, config, str(head), (head.layer, head.head), self.keep_tokens))
+                loss, at = make(head), (head.layer, head.head)
+                found.put(at, *sample(loss, config, settled[head].gamma, at, self.keep_tokens), *settled[head])
         coords = {"layer": np.arange(cfg.n_layers), "head": np.arange(cfg.n_heads)}
         return found.labelled(coords, measure=self, model=model, initial=initial_loss(loss.base), units="nbeta nats")
 
@@ -133,13 +132,20 @@ class LLC:
         object.__setattr__(self, "config", sampler_config(self.config))
         if isinstance(self.weights, list):
             object.__setattr__(self, "weights", tuple(self.weights))
-        check_named(self.on, self.keep_tokens)
+        check_named(self.on, self.keep_tokens, self.tokens)
         if self.reference is not None:
             check_model(self.reference)
 
     @property
     def name(self) -> str:
         return f"llc_{self.on}"
+
+    @property
+    def asked(self) -> Any:
+        """The weights as ``Block`` takes them: a pair of numbers is a head, any other tuple a list."""
+        given = self.weights
+        pair = isinstance(given, tuple) and len(given) == 2 and all(isinstance(part, int) for part in given)
+        return list(given) if isinstance(given, tuple) and not pair else given
 
     def spec(self) -> dict[str, Any]:
         return spec_of(self, {"weights": str(self.weights)})
@@ -154,28 +160,38 @@ class LLC:
             As ``RLLC``; weights that the model does not have.
         """
         config = check_asked(self, model)
-        weights = list(self.weights) if isinstance(self.weights, tuple) and not _pair(self.weights) else self.weights
-        Block(weights, dict(named_parameters(model)), model.cfg)
-        loss = GeneralLoss(model, self.tokens, weights, self.reference)
+        loss = GeneralLoss(model, self.tokens, self.asked, self.reference)
         found = Collected((), config, self.tokens.shape if self.keep_tokens else None)
-        found.put((), *sample(loss, config, loss.block.text, (), self.keep_tokens))
+        settled = settle(loss, config, loss.block.text)
+        found.put((), *sample(loss, config, settled.gamma, (), self.keep_tokens), *settled)
         return found.labelled({}, measure=self, model=model, initial=initial_loss(loss.base), units="nbeta nats")
 
 
-def sample(
-    loss: Loss, config: SamplerConfig, name: str, stream: tuple[int, ...], keep_parts: bool = False
-) -> tuple[Traces, Estimate, float, float]:
-    """Traces, the estimate, gamma and the largest curvature found, of one block of weights.
+class Settled(NamedTuple):
+    """The localisation of a block of weights, and the largest curvature found."""
+
+    gamma: float
+    curvature: float
+
+
+def settle(loss: Loss, config: SamplerConfig, name: str) -> Settled:
+    """What the settings are for one block of weights.
 
     Raises:
-        ValueError: the step size must diverge.
+        ValueError: chains would diverge.
     """
     gamma = config.gamma_for(float(loss.centre.square().mean().sqrt()))
-    few = torch.arange(min(EXAMPLES, len(loss.base)), device=loss.centre.device) * len(loss.base) // EXAMPLES
-    curvature = largest_curvature(loss, few.clamp(max=len(loss.base) - 1), config.seed)
-    check_stable(name, curvature, gamma, config)
+    curvature = largest_curvature(loss, spaced(loss, EXAMPLES), config.seed)
+    check_stable(name, loss, curvature, gamma, config)
+    return Settled(gamma, curvature)
+
+
+def sample(
+    loss: Loss, config: SamplerConfig, gamma: float, stream: tuple[int, ...], keep_parts: bool = False
+) -> tuple[Traces, Estimate]:
+    """Traces and the estimate of one block of weights."""
     traces = run_chains(loss, config, gamma=gamma, stream=stream, keep_parts=keep_parts)
-    return traces, estimate(traces, config), gamma, curvature
+    return traces, estimate(traces, config)
 
 
 def head_losses(model: Any, tokens: Tensor, reference: Any) -> Any:
@@ -254,12 +270,14 @@ def spec_of(measure: Any, more: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def check_named(on: Any, keep_tokens: Any) -> None:
-    """Refuse a name that cannot be part of a file's, and a switch that is none.
+def check_named(on: Any, keep_tokens: Any, tokens: Any) -> None:
+    """Refuse a name that cannot be part of a file's, a switch that is none, and tokens that are no tensor.
 
     Raises:
-        ValueError: as said.
+        TypeError, ValueError: as said.
     """
+    if not isinstance(tokens, Tensor):
+        raise TypeError(f"tokens are a {type(tokens).__name__}; need an integer tensor [example, pos]: use torch.tensor(ids)")
     if not isinstance(on, str) or not on.isidentifier():
         raise ValueError(f"on={on!r}: need a word that names the text, such as 'code' or 'shuffled_code'")
     if not isinstance(keep_tokens, bool):
@@ -283,11 +301,8 @@ def check_asked(measure: Any, model: Any) -> SamplerConfig:
             f"the reference predicts {measure.reference.cfg.d_vocab_out} tokens and the model {model.cfg.d_vocab_out}: "
             "take a reference with the same vocabulary"
         )
-    if isinstance(getattr(measure, "heads", None), Sequence):
-        for head in measure.heads:
-            Head.parse(head, model.cfg)
+    for head in getattr(measure, "heads", None) or ():
+        Head.parse(head, model.cfg)
+    if isinstance(measure, LLC):
+        Block(measure.asked, dict(named_parameters(model)), model.cfg)
     return config
-
-
-def _pair(given: tuple[Any, ...]) -> bool:
-    return len(given) == 2 and all(isinstance(part, int) for part in given)

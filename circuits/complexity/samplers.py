@@ -1,8 +1,9 @@
 """Samplers of a local posterior as pure functions: ``init`` makes a state, ``step`` the next one from a gradient and noise.
 
     SGLD           w <- w - epsilon/2 (nbeta g + gamma (w - w*)) + sqrt(epsilon) xi
-    exponential    w <- w* + rho (w - w*) - (1 - rho) nbeta g / gamma + sqrt((1 - rho^2) / gamma) xi,  rho = exp(-epsilon gamma
-    / 2) RMSprop-SGLD   V <- a V + (1 - a) g^2,  G = 1 / (floor + sqrt V)
+    exponential    w <- w* + rho (w - w*) - (1 - rho) nbeta g / gamma + sqrt((1 - rho^2) / gamma) xi
+                   rho = exp(-epsilon gamma / 2)
+    RMSprop-SGLD   V <- a V + (1 - a) g^2,  G = 1 / (floor + sqrt V)
                    w <- w - epsilon/2 G (nbeta g + gamma (w - w*)) + sqrt(epsilon G) xi
 
 ``g`` is the gradient of the mean batch loss and ``xi`` standard normal. As in the literature on preconditioned SGLD the term with

@@ -1,9 +1,10 @@
-"""How sharp the sharpest direction is, and whether a step size must diverge there.
+"""How sharp the sharpest direction is, and whether chains would diverge there.
 
-A step on a quadratic loss contracts along a direction of curvature ``h`` up to ``SamplerConfig.limit``. The largest
-``|h|`` is found by power iteration with differences of gradients; few iterations on few sequences give a lower bound, so a
-block that is refused would diverge in the quadratic approximation, and one that is not may still. Preconditioned steps are not
-predicted.
+A step on a quadratic loss contracts along a direction of curvature ``h`` up to ``SamplerConfig.limit``, and there is a posterior
+only where ``nbeta h + gamma > 0``. The largest ``h`` is found by power iteration and the smallest by Lanczos, both with
+differences of gradients on a few sequences; what looks too sharp there is looked at on many before it is refused, as single
+sequences are sharper than a text. Both are bounds from inside: what is refused would diverge were the loss quadratic, and what is
+not refused may still. Preconditioned steps are not predicted.
 """
 
 import torch
@@ -12,9 +13,15 @@ from torch import Tensor
 
 from circuits.complexity.chains import Loss
 from circuits.complexity.config import SamplerConfig
-from circuits.complexity.hessian import hessian_products
+from circuits.complexity.hessian import hessian_products, lanczos
 
-ITERATIONS, EXAMPLES = 6, 8
+ITERATIONS, DEPTH, EXAMPLES, MANY = 6, 4, 8, 64
+
+
+def spaced(loss: Loss, count: int) -> Int[Tensor, "example"]:
+    """So many examples of the pool, evenly spaced; all where there are fewer."""
+    count = min(count, len(loss.base))
+    return torch.arange(count, device=loss.centre.device) * len(loss.base) // count
 
 
 def largest_curvature(loss: Loss, examples: Int[Tensor, "example"], seed: int = 0, iterations: int = ITERATIONS) -> float:
@@ -32,15 +39,38 @@ def largest_curvature(loss: Loss, examples: Int[Tensor, "example"], seed: int = 
     return found
 
 
-def check_stable(name: str, curvature: float, gamma: float, config: SamplerConfig) -> None:
-    """Refuse a step size that must diverge.
+def smallest_curvature(loss: Loss, examples: Int[Tensor, "example"], seed: int = 0) -> float:
+    """An upper bound of the smallest eigenvalue of the same; infinite where the loss is flat or not finite."""
+    v = torch.randn(1, len(loss.centre), generator=torch.Generator().manual_seed(seed), dtype=loss.centre.dtype)
+    products = hessian_products(loss, v.to(loss.centre.device), examples[None])
+    if not 0 < float(products.norm()) < torch.inf:
+        return torch.inf
+    return float(lanczos(loss, products, examples[None], min(DEPTH, len(loss.centre))).ritz.min())
+
+
+def check_stable(name: str, loss: Loss, curvature: float, gamma: float, config: SamplerConfig) -> None:
+    """Refuse settings at which chains would diverge were the loss quadratic.
+
+    Args:
+        curvature: the largest, of ``EXAMPLES`` sequences.
 
     Raises:
-        ValueError: it must, and ``force`` is off.
+        ValueError: they would, and ``force`` is off.
     """
-    if config.nbeta * curvature >= config.limit(gamma) and not config.force:
-        raise ValueError(
-            f"epsilon = {config.epsilon:g} must diverge for {name}: nbeta times its curvature reaches "
-            f"{config.nbeta * curvature:.3g} and steps contract below {config.limit(gamma):.3g}: take a smaller epsilon, or "
-            "force=True to see it happen"
-        )
+    if config.force or config.epsilon == 0:
+        return
+    limit = config.limit(gamma)
+    if config.nbeta * curvature >= limit:
+        sharp = config.nbeta * largest_curvature(loss, spaced(loss, MANY), config.seed)
+        if sharp >= limit:
+            raise ValueError(
+                f"epsilon = {config.epsilon:g} is too large for {name}: nbeta times its curvature reaches {sharp:.3g} and steps "
+                f"contract below {limit:.3g}: take a smaller epsilon, or force=True to see what happens"
+            )
+    if config.nbeta * smallest_curvature(loss, spaced(loss, EXAMPLES), config.seed) + gamma <= 0:
+        lowest = config.nbeta * smallest_curvature(loss, spaced(loss, MANY), config.seed)
+        if lowest + gamma <= 0:
+            raise ValueError(
+                f"gamma = {gamma:g} does not hold {name}: along some direction the loss falls, with nbeta times a curvature of "
+                f"{lowest:.3g}: take gamma above {-lowest:.3g}, or force=True to see what happens"
+            )

@@ -11,7 +11,7 @@ less noisy than the values themselves, and the errors of neighbouring points of 
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +21,12 @@ from torch import Tensor
 
 from circuits.complexity.config import SamplerConfig, sampler_config
 from circuits.complexity.nulls import ComplexityNulls
-from circuits.complexity.rllc import LLC, RLLC
+from circuits.complexity.rllc import LLC, RLLC, check_asked
 from circuits.data.mixture import RepeatConfig, training_batch
 from circuits.data.streams import BLOCK
 from circuits.data.tokens import random_ids
 from circuits.dynamics.determinism import deterministic
-from circuits.dynamics.sweep import THREADS_PER_TASK, check_checkpoints, evenly
+from circuits.dynamics.sweep import THREADS_PER_TASK, check_checkpoints, check_workers, evenly
 from circuits.dynamics.sweep import measured as swept
 from circuits.dynamics.together import Found, measured
 from circuits.models.checkpoints import Checkpoints
@@ -133,12 +133,20 @@ def coefficient_measures(
             ]
     if what is None:
         return found
-    what = list(what)
+    what = [what] if isinstance(what, str) else list(what)
     unknown = [part for part in what if part not in found]
     if unknown:
-        why = "; 'kl' needs a reference run of one layer" if "kl" in unknown else ""
+        why = f"; 'kl': {without_reference(run)}" if "kl" in unknown else ""
         raise ValueError(f"{run.name} has no {', '.join(map(repr, unknown))} to measure, only {', '.join(found)}{why}")
     return {part: found[part] for part in what}
+
+
+def without_reference(run: Checkpoints) -> str:
+    """Why there is nothing to measure a divergence from."""
+    named = run.meta.get("reference")
+    if named:
+        return f"the run that meta.json names as its reference, {named}, is not beside it; give another as reference"
+    return "it needs a reference run, of one layer say, and meta.json names none (reference)"
 
 
 def reference_of(run: Checkpoints) -> Checkpoints | None:
@@ -153,6 +161,12 @@ class Coefficients(Found):
     """What ``coefficients`` found."""
 
     command = "rllc"
+
+    def not_ok(self) -> tuple[int, int]:
+        """How many cells (a head, or all weights, at a checkpoint) whose sampling is not ok, and how many there are."""
+        states = [data["state"].values.ravel() for name, data in self.results.items() if not name.startswith("nulls_")]
+        every = np.concatenate([state[~np.isin(state, ("missing", "not asked"))] for state in states]) if states else np.array([])
+        return int((every != "ok").sum()), len(every)
 
 
 def coefficients(
@@ -176,11 +190,17 @@ def coefficients(
         TypeError: ``run`` is not Checkpoints. ValueError: an unknown part, ``store`` is a file, or nothing has data.
     """
     check_checkpoints(run)
-    parts = coefficient_measures(run, what, reference=reference or reference_of(run))
+    if reference is not None:
+        check_checkpoints(reference)
+    check_workers(workers)
+    given = reference if reference is not None else reference_of(run)
+    parts = coefficient_measures(run, what, reference=given)
     wanted = [pair for pairs in parts.values() for pair in pairs]
     if not wanted:
         raise ValueError(f"{run.name} ships no text to measure coefficients on: give it an evaluation.safetensors")
     results, absent = measured(wanted, store=store, workers=workers, progress=progress)
+    if what is None and given is None and run.meta.get("reference"):
+        absent["kl"] = without_reference(run)
     return Coefficients(run.name, results, absent)
 
 
@@ -190,7 +210,7 @@ def rllc(
     *,
     heads: Iterable[Any] | None = None,
     config: SamplerConfig | str = "paper",
-    on: str = "text",
+    on: str | None = None,
     reference: Any = None,
     keep_tokens: bool = False,
     store: str | Path | None = None,
@@ -206,9 +226,11 @@ def rllc(
         model_or_checkpoints: a hooked model in evaluation mode, or a run as Checkpoints.
         tokens: the text, ``[example, pos]`` (default, for a run: its training mix).
         heads: names such as "L0H3" (default: all). config: "paper", "laptop" or a SamplerConfig; settings: fields of it to
-            change, such as ``epsilon=1e-3, gamma=100.0``. on: what the text is called. reference: a model to measure the
-            divergence from, in place of the loss. keep_tokens: also what the prediction of every token contributes.
-        store, workers, progress: for a run, see ``circuits.sweep``.
+            change, such as ``epsilon=1e-3, gamma=100.0``. on: what the text is called (default: "mix" for a run's training mix,
+            else "text"); part of the name of results. reference: a model to measure the divergence from, in place of the loss.
+            keep_tokens: also what the prediction of every token contributes.
+        store, workers, progress: for a run, see ``circuits.sweep``. One model is sampled on one thread, so that results do not
+            depend on how many there are.
 
     Returns:
         See ``circuits.complexity.rllc.RLLC``; for one model its ``state`` is called ``status``, for a run ``status`` is the
@@ -219,11 +241,10 @@ def rllc(
 
     Source: Wang et al. 2024, equation 5.
     """
-    named = None if heads is None else tuple([heads] if isinstance(heads, str) else heads)
     settled = sampler_config(config, **settings)
     return _one_or_run(
-        lambda text: RLLC(text, settled, on=on, heads=named, reference=reference, keep_tokens=keep_tokens, progress=progress),
-        *(model_or_checkpoints, tokens, store, workers, progress),
+        lambda text, name: RLLC(text, settled, name, heads, reference, keep_tokens, progress),
+        *(model_or_checkpoints, tokens, on, store, workers, progress),
     )
 
 
@@ -233,7 +254,7 @@ def llc(
     *,
     weights: Any = "all",
     config: SamplerConfig | str = "paper",
-    on: str = "text",
+    on: str | None = None,
     reference: Any = None,
     keep_tokens: bool = False,
     store: str | Path | None = None,
@@ -256,20 +277,30 @@ def llc(
     """
     settled = sampler_config(config, **settings)
     return _one_or_run(
-        lambda text: LLC(text, settled, on=on, weights=weights, reference=reference, keep_tokens=keep_tokens, progress=progress),
-        *(model_or_checkpoints, tokens, store, workers, progress),
+        lambda text, name: LLC(text, settled, name, weights, reference, keep_tokens, progress),
+        *(model_or_checkpoints, tokens, on, store, workers, progress),
     )
 
 
 def _one_or_run(
-    measure: Any, given: Any, tokens: Tensor | None, store: str | Path | None, workers: int, progress: bool | None
+    make: Callable[[Tensor, str], RLLC | LLC],
+    given: Any,
+    tokens: Tensor | None,
+    on: str | None,
+    store: str | Path | None,
+    workers: int,
+    progress: bool | None,
 ) -> "xr.Dataset":
     if isinstance(given, Checkpoints):
         text = training_mix(given) if tokens is None else tokens
         if text is None:
             raise ValueError(f"{given.name} ships no training text: give tokens [example, pos], e.g. run.evaluation['code']")
-        return swept(measure(text), given, store=store, workers=workers, progress=progress)
+        measure = make(text, on or ("mix" if tokens is None else "text"))
+        check_workers(workers)
+        # What is wrong with the text or the names is wrong at every checkpoint: said once, and before any work.
+        check_asked(measure, given.at(given.steps[0]))
+        return swept(measure, given, store=store, workers=workers, progress=progress)
     if tokens is None:
         raise ValueError("a model alone has no text: give tokens [example, pos] with BOS first, e.g. run.evaluation['code']")
     with deterministic(THREADS_PER_TASK):
-        return measure(tokens)(given).rename(state="status")
+        return make(tokens, on or "text")(given).rename(state="status")

@@ -156,8 +156,7 @@ def sweep(
 
 def run_tasks(tasks: list[Task], *, workers: int = 0) -> Iterator[Outcome]:
     """Outcomes as they come, from this process or a pool of spawned ones."""
-    if workers < 0:
-        raise ValueError(f"workers is {workers}; give 0 for this process or the number of processes")
+    check_workers(workers)
     # What is in the store is read here: a pool takes seconds to start.
     here, there = [], []
     for task in tasks:
@@ -215,6 +214,16 @@ def check_sweep(measure: Any, checkpoints: Any) -> None:
     except TypeError as error:
         raise TypeError(f"the spec of {measure.name} is not JSON ({error}); give plain numbers, strings and lists") from error
     check_checkpoints(checkpoints)
+
+
+def check_workers(given: Any) -> None:
+    """Refuse what is no number of processes.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if isinstance(given, bool) or not isinstance(given, int) or given < 0:
+        raise ValueError(f"workers is {given!r}; give 0 for this process or the number of processes")
 
 
 def check_checkpoints(given: Any) -> None:

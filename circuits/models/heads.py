@@ -1,7 +1,7 @@
 """Names of heads: parse ``"L0H3"``, ``"l0h3"``, ``"0:3"`` or ``(0, 3)``; print ``L0H3``."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,3 +45,14 @@ class Head:
                 f"there is no head L{layer}H{head}: the model has layers 0..{cfg.n_layers - 1} with heads 0..{cfg.n_heads - 1}"
             )
         return cls(layer, head)
+
+
+def named(given: Any) -> tuple[Head, ...]:
+    """The heads of a list, or the one that is given alone, in any of the forms that ``Head.parse`` reads.
+
+    Raises:
+        TypeError, ValueError: something in it names no head.
+    """
+    alone = isinstance(given, Head | str) or not isinstance(given, Iterable)
+    pair = isinstance(given, tuple) and len(given) == 2 and all(hasattr(part, "__index__") for part in given)
+    return tuple(Head.parse(one) for one in ([given] if alone or pair else given))

@@ -14,15 +14,17 @@ from torch import Tensor
 
 import circuits
 from circuits import Checkpoints, Head, HookedTransformer, SamplerConfig
+from circuits.complexity import rllc as rllc_module
 from circuits.complexity.blocks import Block
 from circuits.complexity.chains import Traces, run_chains
 from circuits.complexity.config import PRESETS, sampler_config
 from circuits.complexity.diagnostics import estimate, nested_rhat
 from circuits.complexity.engine import HeadLoss
+from circuits.complexity.ground_truth import Quadratic
 from circuits.complexity.pool import Pool
 from circuits.complexity.rllc import LLC, RLLC
 from circuits.complexity.samplers import init, step
-from circuits.complexity.stability import check_stable, largest_curvature
+from circuits.complexity.stability import check_stable, largest_curvature, smallest_curvature
 from circuits.dynamics.artefacts import pack
 from circuits.dynamics.coefficients import coefficient_measures, named, texts_of, training_mix
 from circuits.dynamics.sweep import Task, evenly, gather, run_task
@@ -53,7 +55,7 @@ class Slope:
 def test_one_step_of_each_sampler_by_hand() -> None:
     centre, w, g, xi = (torch.tensor([x], dtype=torch.float64) for x in (1.0, 3.0, 0.5, 2.0))
     given = {"centre": centre, "gamma": 10.0}
-    plain = sampler_config("paper", epsilon=0.01, nbeta=4.0, chains=1, superchains=1)
+    plain = sampler_config("paper", epsilon=0.01, gamma=10.0, nbeta=4.0, chains=1)
     state = init(centre, plain)._replace(w=w[None])
     moved = step(state, g[None], xi[None], config=plain, **given)
     assert float(moved.w) == pytest.approx(3 - 0.005 * (4 * 0.5 + 10 * 2) + 0.1 * 2)
@@ -369,21 +371,59 @@ class TestShippedRun:
             "rllc_mix": 28, "rllc_code": 28, "rllc_prose": 28, "rllc_shuffled_code": 8, "rllc_mix_kl": 8, "llc_mix": 28,
             "nulls_mix": 28, "nulls_code": 8, "nulls_prose": 8, "nulls_shuffled_code": 8, "nulls_mix_kl": 8,
         }  # fmt: skip
-        with pytest.raises(ValueError, match="'kl' needs a reference run"):
+        with pytest.raises(ValueError, match=r"'kl': the run that meta.json names as its reference, \.\./stdlib-1l, is not"):
             coefficient_measures(run, ["kl"])
 
 
-def test_a_step_size_that_must_diverge_is_foretold() -> None:
-    model = make(initializer_range=1.0)
-    loss = HeadLoss(Pool(model, TOKENS), Head(1, 0))
-    curvature = largest_curvature(loss, torch.arange(12), iterations=30)
-    config = sampler_config("paper", batch=4, draws=10)
-    steep = config.changed(nbeta=1.01 * config.limit(200.0) / curvature)
-    with pytest.raises(ValueError, match=r"must diverge for L1H0: .* take a smaller epsilon"):
-        check_stable("L1H0", curvature, 200.0, steep)
-    check_stable("L1H0", curvature, 200.0, steep.changed(nbeta=0.9 * steep.nbeta))
-    check_stable("L1H0", curvature, 200.0, steep.changed(force=True))
-    assert SamplerConfig(epsilon=0.0).limit(1.0) == np.inf
+class TestStability:
+    """A quadratic loss of known curvature, its one sequence standing for all; then heads of a model."""
+
+    @staticmethod
+    def quadratic(*h: float) -> Quadratic:
+        diagonal = torch.zeros(40, dtype=torch.float64)
+        diagonal[: len(h)] = torch.tensor(h)
+        loss = Quadratic(torch.diag(diagonal), torch.zeros(40, dtype=torch.float64))
+        loss.centre = loss.centre + 1.0  # differences are as long as weights
+        return loss
+
+    def test_curvatures_from_inside(self) -> None:
+        loss = self.quadratic(5.0, 1.0, -3.0)
+        assert largest_curvature(loss, torch.zeros(1).long(), iterations=30) == pytest.approx(5.0, rel=1e-3)
+        assert smallest_curvature(loss, torch.zeros(1).long()) == pytest.approx(-3.0, rel=1e-3)
+        assert smallest_curvature(self.quadratic(), torch.zeros(1).long()) == torch.inf
+
+    @pytest.mark.parametrize("sampler", ["sgld", "exponential"])
+    def test_settings_that_would_diverge_are_refused(self, sampler: str) -> None:
+        config = sampler_config("paper", sampler=sampler, epsilon=1e-3)
+        limit = config.limit(200.0) / config.nbeta
+        refused = "epsilon = 0.001 is too large for L1H0: .* take a smaller epsilon"
+        for h, message in ((1.05 * limit, refused), (-7.0, "gamma = 200 does not hold L1H0: .* take gamma above 210")):
+            loss = self.quadratic(h)
+            curvature = largest_curvature(loss, torch.zeros(1).long())
+            with pytest.raises(ValueError, match=message):
+                check_stable("L1H0", loss, curvature, 200.0, config)
+            check_stable("L1H0", loss, curvature, 200.0, config.changed(force=True))
+            check_stable("L1H0", self.quadratic(0.9 * h), 0.9 * curvature, 200.0, config)
+        assert SamplerConfig(epsilon=0.0).limit(1.0) == np.inf
+
+    def test_one_sharp_sequence_is_not_the_text(self) -> None:
+        """What is too sharp on the few sequences that are looked at first is looked at on many."""
+        config = sampler_config("paper")
+        limit = config.limit(200.0) / config.nbeta
+        check_stable("L1H0", self.quadratic(0.9 * limit), 10 * limit, 200.0, config)
+
+    def test_all_heads_are_looked_at_before_any_is_sampled(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        known = rllc_module.settle
+
+        def sharp(loss: Any, config: SamplerConfig, name: str) -> Any:
+            if name == "L1H1":
+                raise ValueError("too sharp")
+            return known(loss, config, name)
+
+        monkeypatch.setattr(rllc_module, "settle", sharp)
+        monkeypatch.setattr(rllc_module, "sample", lambda *_: pytest.fail("sampled"))
+        with pytest.raises(ValueError, match="too sharp"):
+            circuits.rllc(make(), TOKENS, config=QUICK)
 
 
 SCRIPT = """

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from markupsafe import Markup
 
-from circuits.dynamics.coefficients import reference_of
+from circuits.dynamics.coefficients import reference_of, without_reference
 from circuits.models.checkpoints import Checkpoints
 from circuits.views.coefficient_figures import ERRORS, coefficient_curves
 from circuits.views.curves import rendered
@@ -28,7 +28,7 @@ def render(run: Checkpoints, results: Results) -> Markup:
     """When the mean over the heads of each layer is largest, and curves."""
     wants, why = asked(run)
     if "kl" not in wants:
-        return left_out(why or without_reference(run))
+        return left_out(why or f"No divergence: {without_reference(run)}")
     found, nulls = (results[wants[part].measure.name] for part in ("kl", f"{NULLS_ON}kl"))
     step = last_common(found, nulls)
     end, null = found.sel(step=step), nulls.sel(step=step)
@@ -73,14 +73,6 @@ def peak(found: "xr.Dataset", layer: int) -> str:
     bound = largest_by_chance(len(mean) - 1)
     verdict = clear if fallen > bound * off else f"no fall beyond the {decimal(bound, 1)} standard errors that chance bounds"
     return f"{said}, and {with_error(mean[-1], error[-1])} at step {count(int(steps[-1]))}: {verdict}."
-
-
-def without_reference(run: Checkpoints) -> str:
-    """Why there is nothing to measure a divergence from."""
-    named = run.meta.get("reference")
-    if named:
-        return f"The reference run that meta.json names, {named}, is not there; the path is relative to the run’s folder"
-    return "This run names no reference run of one layer (meta.json: reference)"
 
 
 SECTION = Section("coefficient_reference", "Complexity beyond a one-layer model", 63, measures, render)
