@@ -49,8 +49,8 @@ def main() -> None:
     each = took / len(found)
     count = len(Checkpoints.from_dir(RUN))
     sys.stdout.write(
-        f"{asked.workers} at a time: {each:.0f} s a checkpoint with the start of processes, {count * each / 60:.0f} minutes for a text "
-        f"of {count}; {np.mean([cpu for _, _, cpu, _ in found]):.0f} CPU s each\n"
+        f"{asked.workers} at a time: {each:.0f} s a checkpoint with the start of processes, {count * each / 60:.0f} minutes for "
+        f"a text of {count}; {np.mean([cpu for _, _, cpu, _ in found]):.0f} CPU s each\n"
     )
 
 
