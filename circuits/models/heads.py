@@ -53,6 +53,7 @@ def named(given: Any) -> tuple[Head, ...]:
     Raises:
         TypeError, ValueError: something in it names no head.
     """
-    alone = isinstance(given, Head | str) or not isinstance(given, Iterable)
     pair = isinstance(given, tuple) and len(given) == 2 and all(hasattr(part, "__index__") for part in given)
-    return tuple(Head.parse(one) for one in ([given] if alone or pair else given))
+    if pair or isinstance(given, str) or not isinstance(given, Iterable):
+        return (Head.parse(given),)
+    return tuple(Head.parse(one) for one in given)

@@ -108,7 +108,8 @@ def regime(found: "xr.Dataset", nulls: "xr.Dataset") -> Markup:
 
     A quadratic loss rises under noise by ``tr H / 2 gamma`` exactly: whether it does is told by two nulls, without sampling.
     """
-    steps = np.intersect1d(*(data["step"].values[data["status"].values == "ok"] for data in (found, nulls)))
+    measured, others = (data["step"].values[data["status"].values == "ok"] for data in (found, nulls))
+    steps = np.intersect1d(measured, others)
     value = found["value"].sel(step=steps).transpose("step", "layer", "head").values
     form, flat, trace = (
         nulls["as_llc"].sel(step=steps, kind=kind).transpose("step", "layer", "head").values

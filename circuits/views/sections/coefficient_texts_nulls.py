@@ -94,8 +94,8 @@ def beside(value: np.ndarray, error: np.ndarray, expected: np.ndarray, off: np.n
     gap = np.abs(np.where(both, value - expected, 0.0))
     alike = both & (gap <= ALIKE * np.abs(np.where(both, value, 1.0)))
     beyond = gap > ERRORS * np.nan_to_num(np.hypot(error, off))
-    middles = (float(np.median(x[both])) if both.any() else np.nan for x in (value, expected))
-    return Beside(*middles, int(alike.sum()), int(beyond.sum()), int(both.sum()), rank_correlation(value, expected))
+    ours, theirs = (float(np.median(x[both])) if both.any() else np.nan for x in (value, expected))
+    return Beside(ours, theirs, int(alike.sum()), int(beyond.sum()), int(both.sum()), rank_correlation(value, expected))
 
 
 def numbers(seen: Beside, alike: str) -> tuple[str, ...]:
