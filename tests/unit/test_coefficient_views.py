@@ -361,7 +361,7 @@ def test_what_is_missing_is_named(tmp_path: Path):
     assert names == [["rllc_prose"], ["nulls_prose"], [], [], [], ["llc_prose"]], (
         "without a mix the first text stands in its place"
     )
-    assert "one text alone" in coefficient_texts.render(alone, {}) and "names no reference" in coefficient_reference.render(
+    assert "one text alone" in coefficient_texts.render(alone, {}) and "meta.json names none" in coefficient_reference.render(
         alone, {}
     )
     assert "rllc_prose has no data" in coefficient_nulls.render(alone, {})
