@@ -1,9 +1,9 @@
 """Files of results: netCDF4, written whole or not at all, believed only if they are what their name says.
 
-Those that come with a run may be packed (``<key>.nc.gz``): half of a small artefact is the format's own padding.
+Those that come with a run may be packed (``<key>.nc.xz``): half of a small artefact is the format's own padding.
 """
 
-import gzip
+import lzma
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +22,9 @@ def write_dataset(path: Path, data: "xr.Dataset") -> None:
 
 
 def pack(path: Path, into: Path) -> Path:
-    """A packed copy of an artefact, ``<key>.nc.gz`` in another folder; equal bytes for equal artefacts."""
-    packed = into / f"{path.name}.gz"
-    write_whole(packed, lambda aside: aside.write_bytes(gzip.compress(path.read_bytes(), mtime=0)))
+    """A packed copy of an artefact, ``<key>.nc.xz`` in another folder; equal bytes for equal artefacts."""
+    packed = into / f"{path.name}.xz"
+    write_whole(packed, lambda aside: aside.write_bytes(lzma.compress(path.read_bytes(), preset=9)))
     return packed
 
 
@@ -77,7 +77,7 @@ def _raw(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
 
 def _file(path: Path) -> Any:
     """What HDF5 opens: the file, or what is packed in it."""
-    return BytesIO(gzip.decompress(path.read_bytes())) if path.suffix == ".gz" else path
+    return BytesIO(lzma.decompress(path.read_bytes())) if path.suffix == ".xz" else path
 
 
 def _fits(values: dict[str, np.ndarray], like: "xr.Dataset", name: Any) -> bool:

@@ -6,7 +6,7 @@ to the same bytes. A task that fails leaves a record with the reason and is trie
 its own thread count, so results do not depend on whether it ran here or in a pool of processes.
 
 A run may come with results of its own (``Checkpoints.results``), artefacts of the same names: they are read where the store has
-none, and never written to; they may be packed (``.nc.gz``). As the name is a hash of all that the numbers depend on, results of
+none, and never written to; they may be packed (``.nc.xz``). As the name is a hash of all that the numbers depend on, results of
 other weights, data or settings have other names.
 """
 
@@ -77,7 +77,7 @@ class Task:
         if shipped is None or there.exists():
             return there
         plain = shipped / self.measure.name / there.name
-        return next((file for file in (plain, plain.with_suffix(".nc.gz")) if file.exists()), there)
+        return next((file for file in (plain, plain.with_suffix(".nc.xz")) if file.exists()), there)
 
     @property
     def record(self) -> Path:

@@ -14,6 +14,7 @@ from circuits.complexity.engine import HeadLoss
 from circuits.complexity.general import GeneralLoss
 from circuits.complexity.hessian import lanczos, random_signs
 from circuits.complexity.pool import Pool
+from circuits.dynamics.coefficients import texts_of
 
 REPEATS = 50
 BAND = (0.75, 1.26)
@@ -55,8 +56,11 @@ def test_curvature_is_that_of_many_sequences(checkout: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
-def test_stated_errors_are_honest(pool: Pool) -> None:
-    loss = HeadLoss(pool, Head(1, 2))
+@pytest.mark.parametrize(("head", "step", "text"), [("L1H2", 2000, "code"), ("L0H6", 2375, "mix")], ids=["flat", "sharp"])
+def test_stated_errors_are_honest(checkout: Path, head: str, step: int, text: str) -> None:
+    """Also where the loss is sharpest: the previous-token head as induction forms."""
+    run = Checkpoints.from_dir(checkout / "fixtures/stdlib-2l")
+    loss = HeadLoss(Pool(run.at(step), texts_of(run)[text]), Head.parse(head))
     found = []
     for seed in range(REPEATS):
         config = sampler_config("laptop", seed=seed)

@@ -56,7 +56,7 @@ def test_results_that_ship_are_those_of_these_weights_and_settings(checkout: Pat
     run = opened(checkout, name)
     wanted = [pair for part in coefficient_measures(run, reference=reference_of(run)).values() for pair in part]
     known = {Task(measure, part, step, Path("results")).artefact for measure, part in wanted for step in part.steps}
-    there = list((checkout / "fixtures" / name / "results").rglob("*.nc.gz"))
+    there = list((checkout / "fixtures" / name / "results").rglob("*.nc.xz"))
     assert {Path("results") / file.parent.name / file.stem for file in there} <= known
     assert all(is_whole(file) for file in there)
 
