@@ -115,7 +115,8 @@ def render(run: Checkpoints, results: Results) -> Markup:
             image(
                 rendered(coefficient_curves(found), "svg"), "image/svg+xml",
                 alt=f"Coefficient of every head over training. At step {step}: {top}.",
-                caption=f"Bands are ± {ERRORS:.0f} standard errors of sampling. {not_ok(found)}{below_zero(found)}",
+                caption=f"Bands are ± {ERRORS:.0f} standard errors of sampling. {not_ok(found)}{shared(found)}"
+                f"{below_zero(found)}",
             ),
             heads_table(end, nulls, step),
         ]
@@ -166,14 +167,14 @@ def not_ok(found: "xr.Dataset") -> str:
     total, places = int(np.count_nonzero(~np.isin(state, UNASKED))), np.argwhere(bad)
     if not len(places):
         cells = "The one cell is" if total == 1 else f"All {count(total)} cells are"
-        return f"{cells} ok: R-hat below {MIXED}, an effective sample of at least {ENOUGH:.0f} draws. {shared(found)}"
+        return f"{cells} ok: R-hat below {MIXED}, an effective sample of at least {ENOUGH:.0f} draws. "
     kinds = Counter(state[bad].tolist())
     counted = ", ".join(f"{n} {kind} ({WORDS.get(kind, 'see its state')})" for kind, n in sorted(kinds.items()))
     names = [_cell(found, place) for place in places[:LISTED]]
     more = f" and {count(len(places) - LISTED)} more" if len(places) > LISTED else ""
     return (
         f"{count(len(places))} of {count(total)} cells are not ok: {counted}; hollow with a hatched band, a cross at the foot "
-        f"where there is no value: {', '.join(names)}{more}. {shared(found)}"
+        f"where there is no value: {', '.join(names)}{more}. "
     )
 
 
