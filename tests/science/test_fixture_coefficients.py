@@ -14,7 +14,9 @@ from circuits.complexity.engine import HeadLoss
 from circuits.complexity.general import GeneralLoss
 from circuits.complexity.hessian import lanczos, random_signs
 from circuits.complexity.pool import Pool
-from circuits.dynamics.coefficients import texts_of
+from circuits.dynamics.coefficients import coefficient_measures, texts_of
+from circuits.dynamics.sweep import gather
+from circuits.views.sections.coefficient_nulls import CLOSE, QUADRATIC
 
 REPEATS = 50
 BAND = (0.75, 1.26)
@@ -52,6 +54,21 @@ def test_curvature_is_that_of_many_sequences(checkout: Path) -> None:
     curved = [float(some.of(lambda h: 30 * h / (2 * (30 * h + 200))).mean()) for some in (groups, whole)]
     traces = [float(some.of(lambda h: h).mean()) for some in (groups, whole)]
     assert curved[0] < 0.95 * curved[1] and traces[0] == pytest.approx(traces[1], rel=0.01)
+
+
+def test_shipped_coefficients_against_what_is_simpler(checkout: Path) -> None:
+    """The closed form where the loss is quadratic at the size of noise, and noise itself everywhere but at the very start."""
+    run = Checkpoints.from_dir(checkout / "fixtures/stdlib-2l")
+    parts = coefficient_measures(run, ["mix", "nulls"])
+    (mix, _), (null, _) = parts["mix"][0], parts["nulls"][0]
+    found, nulls = (gather(measure, run, checkout / "no store") for measure in (mix, null))
+    assert (found["state"] == "ok").all() and (found["status"] == "ok").all() and (nulls["status"] == "ok").all()
+    form, noise, trace = (nulls["as_llc"].sel(kind=kind) for kind in ("local_estimate", "noise_loss", "hessian_trace"))
+    gap, quadratic = np.abs(found["value"] / form - 1), np.abs(trace / noise - 1) <= QUADRATIC
+    assert int(quadratic.sum()) > 100 and float((gap <= CLOSE).where(quadratic).mean()) > 0.9
+    assert float(gap.where(~quadratic).median()) > CLOSE, "elsewhere curvature at the weights is not the whole of it"
+    trained = found["value"].sel(step=slice(64, None)) / noise.sel(step=slice(64, None))
+    assert float((np.abs(trained - 1) <= CLOSE).mean()) > 0.99
 
 
 @pytest.mark.slow

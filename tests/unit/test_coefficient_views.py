@@ -206,10 +206,10 @@ def test_the_planted_gap_to_the_closed_form_is_named(run: Checkpoints):
     results = {"rllc_mix": sampled(growing()), "nulls_mix": nulls_of(local, HEADS)}
     trace = results["nulls_mix"]["as_llc"]  # the noise null is HEADS
     trace.loc[{"kind": "hessian_trace", "step": list(STEPS[:4])}] = 2 * HEADS
-    trace.loc[{"kind": "hessian_trace", "step": list(STEPS[4:])}] = 1.1 * HEADS
+    trace.loc[{"kind": "hessian_trace", "step": list(STEPS[4:])}] = 1.05 * HEADS
     said = text_of(coefficient_nulls.render(run, results))
     # Values are .1, .2, ... 1 of the last: two steps of six heads are near their forms, and two others of L1H2.
-    assert "Where noise and the trace agree within 15%, 42 cells: 14 within 15%" in said
+    assert "Where noise and the trace agree within 10%, 42 cells: 14 within 15%" in said
     assert "Elsewhere, 28 cells: 0 within 15%, median gap −71%" in said
     assert "within 15% of that for 6 of 7 heads, and differs by more than 2 standard errors for 1" in said
     assert "the largest gap is that of L1H2, +40% (7.000 ± 0.010 against 5.000 ± 0.010)" in said

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 CLOSE = 0.15
 """Share of the closed form within which a coefficient is called explained by it (a quadratic is estimated to a few percent)."""
+QUADRATIC = 0.1
+"""Share within which noise and the trace of the Hessian agree where the loss counts as quadratic: closer than is then asked of
+the coefficient, as the noise null has errors of a few percent."""
 MEANING = {
     "local_estimate": "closed form of a quadratic loss, from curvature and gradient",
     "noise_loss": "rise of the loss under noise of sd 1 / √γ, as localisation alone would give",
@@ -116,10 +119,13 @@ def regime(found: "xr.Dataset", nulls: "xr.Dataset") -> Markup:
         for kind in ("local_estimate", "noise_loss", "hessian_trace")
     )
     known = np.isfinite(value) & np.isfinite(form) & np.isfinite(flat) & (form > 0) & (flat > 0)
-    quadratic = known & (np.abs(trace - flat) <= CLOSE * np.abs(flat))
+    quadratic = known & (np.abs(trace - flat) <= QUADRATIC * np.abs(flat))
     gap = np.where(known, value, 1.0) / np.where(known, form, 1.0) - 1
     told = []
-    for where, cells in ((f"Where noise and the trace agree within {CLOSE:.0%}", quadratic), ("Elsewhere", known & ~quadratic)):
+    for where, cells in (
+        (f"Where noise and the trace agree within {QUADRATIC:.0%}", quadratic),
+        ("Elsewhere", known & ~quadratic),
+    ):
         here = gap[cells]
         middle = f", median gap {signed(100 * float(np.median(here)))}%" if len(here) else ""
         within = int(np.count_nonzero(np.abs(here) <= CLOSE))
