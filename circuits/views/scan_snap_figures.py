@@ -14,6 +14,7 @@ from circuits.views.figures import PALETTE, drawing, label_ends, line_with_band
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 ERRORS = 2.0
@@ -21,6 +22,8 @@ ERRORS = 2.0
 FIRST = 10
 """Steps that a heat map shows one by one, as the paper's do, before the last."""
 GREY = "#777777"
+ROUNDING = 1e-9
+"""Of logarithms of powers of ten."""
 
 
 def attention_heat_maps(found: "xr.Dataset", *, axes: "Sequence[Axes] | None" = None) -> "Figure":
@@ -110,6 +113,7 @@ def recall_curves(found: "xr.Dataset", *, axes: "Sequence[Axes] | None" = None) 
                 line_with_band(axis, threshold, here["value"].values, band, colour=colour, dots=False)
                 axis.lines[-1].set_label(f"η_Z = {eta:g}")
             axis.set_xscale("log")
+            write_decades(axis.xaxis, threshold)
             axis.set_ylim(-0.03, 1.03)
             axis.set_title(f"η_Y / η_Z = {ratio:g}", loc="left")
             axis.set_xlabel("threshold (1 / M)")
@@ -131,7 +135,7 @@ def scan_curves(found: "xr.Dataset", *, axes: "Sequence[Axes] | None" = None) ->
         for axis, one in zip(panels, eta, strict=True):
             ends = []
             for rank in range(found.sizes["rank"]):
-                curve, shade = found["attention"].sel(eta=one).values[:, rank], 0.85 - 0.8 * rank / (found.sizes["rank"] - 1)
+                curve, shade = found["attention"].sel(eta=one).values[:, rank], 0.72 - 0.67 * rank / (found.sizes["rank"] - 1)
                 colour = (shade, shade, 0.55 + 0.45 * shade)
                 axis.plot(time, curve, color=colour, lw=1.4)
                 axis.plot(time[curve.argmax()], curve.max(), "o", color=colour, ms=4)
@@ -185,6 +189,14 @@ def require(found: "xr.Dataset", maker: str, **variables: tuple[str, ...]) -> No
     for name, dims in variables.items():
         if name not in found or set(found[name].dims) != set(dims):
             raise ValueError(f"need `{name}` by {', '.join(dims)}: give what {maker} gives")
+
+
+def write_decades(axis: "Axis", values: np.ndarray) -> None:
+    """Ticks of a logarithmic axis at powers of ten, written out: the style sets no formulas."""
+    low, high = np.log10(values.min()) - ROUNDING, np.log10(values.max()) + ROUNDING
+    at = 10.0 ** np.arange(np.ceil(low), np.floor(high) + 1)
+    axis.set_ticks([], minor=True)
+    axis.set_ticks(at, [f"{x:g}" for x in at])
 
 
 def _first(axes: "Sequence[Axes] | None") -> "Axes | None":

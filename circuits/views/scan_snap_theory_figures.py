@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from circuits.views.figures import PALETTE, drawing, label_ends, line_with_band
-from circuits.views.scan_snap_figures import ERRORS, GREY, require
+from circuits.views.scan_snap_figures import ERRORS, GREY, require, write_decades
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -132,10 +132,12 @@ def freeze_curve(found: "xr.Dataset", *, axes: "Sequence[Axes] | None" = None) -
             panels[2].plot(tau, here["loss"].values, **style)
         for axis, label in zip(panels, ("top logit", "added per doubling of time", "loss (nats)"), strict=True):
             axis.set_xscale("log")
+            write_decades(axis.xaxis, tau)
             axis.set_xlabel("time (K ln M / η_Y)")
             axis.set_ylabel(label)
         panels[1].set_ylim(bottom=0)
         panels[2].set_yscale("log")
+        write_decades(panels[2].yaxis, found["loss"].values[:, 1:])
         panels[0].legend(frameon=False, fontsize=8)
         return panels[0].figure  # type: ignore[return-value]
 
@@ -186,22 +188,22 @@ def rate_curves(found: "xr.Dataset", *, ax: "Axes | None" = None) -> "Figure":
 
 
 def transition_points(found: "xr.Dataset", *, ax: "Axes | None" = None) -> "Figure":
-    """When attention moves fastest, over when ``gamma`` peaks, for every overlap; on the dashed line both are equal.
+    """When attention moves fastest, for every size and overlap; dashes: when ``gamma`` peaks.
 
     Args:
         found: of ``transition_times``.
     """
     require(found, "transition_times", value=("size", "overlap"), predicted=("size",))
-    predicted = found["predicted"].values
-    with drawing(ax, width=4.8, height=3.6) as (axis,):
-        ends = (float(predicted.min()) - 0.02, float(predicted.max()) + 0.02)
-        axis.plot(ends, ends, color=GREY, lw=0.9, ls="--", zorder=0)
-        for i, overlap in enumerate(found["overlap"].values):
-            axis.plot(
-                predicted, found["value"].sel(overlap=overlap).values, "osD^"[i % 4], color=PALETTE[i], label=f"ρ = {overlap:g}"
-            )
-        axis.set_xlabel("γ peaks (K ln M / η_Y)")
-        axis.set_ylabel("attention moves fastest,\n(K ln M / ((1 − ρ) η_Y))")
+    sizes, overlaps = found["size"].values, found["overlap"].values
+    at = np.arange(len(sizes))
+    with drawing(ax, width=5.8, height=3.4) as (axis,):
+        axis.hlines(found["predicted"].values, at - 0.35, at + 0.35, color=GREY, lw=1.2, ls="--", label="γ peaks")
+        for i, overlap in enumerate(overlaps):
+            place = at + 0.16 * (i - (len(overlaps) - 1) / 2)
+            style = {"color": PALETTE[i % len(PALETTE)], "marker": "osD^"[i % 4], "ls": "", "ms": 5}
+            axis.plot(place, found["value"].sel(overlap=overlap).values, label=f"ρ = {overlap:g}", **style)
+        axis.set_xticks(at, [str(size) for size in sizes])
+        axis.set_ylabel("attention moves fastest\n(K ln M / ((1 − ρ) η_Y))")
         axis.legend(frameon=False, fontsize=8)
         return axis.figure  # type: ignore[return-value]
 
