@@ -11,6 +11,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from circuits.scan_snap_cli import app as scan_snap_app
+
 SHIPPED_RUN = Path("fixtures/stdlib-2l")
 ATTENTION, ALL = "attention", "all"
 
@@ -38,6 +40,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(scan_snap_app)
 
 
 def option(text: str) -> Any:
@@ -270,6 +273,27 @@ def rllc(
     write_found(out, found)
     bad, cells = found.not_ok()
     typer.echo(f"circuits: {bad} of {cells} sampled cells are not ok", err=True)
+    typer.echo(out)
+
+
+@scan_snap_app.command("measure")
+def measure_scan_snap(
+    run: Annotated[Path, argument("Folder of a training run.")],
+    what: Annotated[str | None, option("spread, probe, rank, lift, bias, several with commas; default: all.")] = None,
+    out: Annotated[Path | None, option("The netCDF file; default: reports/<run>/scan_snap.nc.")] = None,
+    store: Store = None,
+    workers: Workers = None,
+) -> None:
+    """Measure how every head's attention moved, snapped and which tokens it came to prefer; write one netCDF file."""
+    from circuits.dynamics.scan_snap_run import scan_snap
+    from circuits.models.checkpoints import Checkpoints
+
+    parts = None if what is None or what == "all" else [part.strip() for part in what.split(",")]
+    out = out or reports(run) / "scan_snap.nc"
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder; give the name of a file, such as {out / 'scan_snap.nc'}")
+    found = scan_snap(Checkpoints.from_dir(run), parts, store=store or reports(run) / "store", workers=processes(workers))
+    write_found(out, found)
     typer.echo(out)
 
 

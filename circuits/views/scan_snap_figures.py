@@ -123,7 +123,9 @@ def recall_curves(found: "xr.Dataset", *, axes: "Sequence[Axes] | None" = None) 
 
 
 def scan_curves(found: "xr.Dataset", *, axes: "Sequence[Axes] | None" = None) -> "Figure":
-    """Attention to each distinct token over training, the rare ones light, a panel for each rate; dots: where it was largest.
+    """Attention to each distinct token over training, the rare ones light, a panel for each rate.
+
+    Dots stand at the step at which attention was largest, mean over seeds, with two standard errors to either side.
 
     Args:
         found: of ``peak_order``. axes: one for each rate.
@@ -131,14 +133,19 @@ def scan_curves(found: "xr.Dataset", *, axes: "Sequence[Axes] | None" = None) ->
     require(found, "peak_order", attention=("eta", "time", "rank"), value=("eta", "rank"))
     eta, time = found["eta"].values, found["time"].values
     with drawing(_first(axes), width=min(10.4, 4.2 * len(eta) + 1.0), height=3.2, columns=len(eta)) as made:
+        from matplotlib.colors import to_hex
+
         panels = list(axes or made)
         for axis, one in zip(panels, eta, strict=True):
             ends = []
             for rank in range(found.sizes["rank"]):
                 curve, shade = found["attention"].sel(eta=one).values[:, rank], 0.72 - 0.67 * rank / (found.sizes["rank"] - 1)
-                colour = (shade, shade, 0.55 + 0.45 * shade)
+                colour = to_hex((shade, shade, 0.55 + 0.45 * shade))
                 axis.plot(time, curve, color=colour, lw=1.4)
-                axis.plot(time[curve.argmax()], curve.max(), "o", color=colour, ms=4)
+                peak, error = (float(found[name].sel(eta=one).values[rank]) for name in ("value", "stderr"))
+                height = np.interp(peak, time, curve)
+                axis.plot(peak, height, "o", color=colour, ms=4)
+                axis.hlines(height, max(0.0, peak - ERRORS * error), min(peak + ERRORS * error, time[-1]), color=colour, lw=0.9)
                 if rank in (0, found.sizes["rank"] - 1):
                     name = f"P = {float(found['probability'].values[rank]):.3f}"
                     ends.append((float(time[-1]), float(curve[-1]), name, colour))

@@ -1,0 +1,61 @@
+"""Claims 1 to 14 about Scan & Snap as a scorecard: expected, measured, spread over seeds, and a verdict that is computed.
+
+Nothing here knows how a claim comes out: experiments run, and the rules of ``scan_snap_verdicts`` decide. In full it takes about
+a minute of one core; the fast subset has fewer seeds and sizes, and a corner of figure 6.
+
+Source: claims of Tian et al. 2023 and 2023b; the numbers beside them are of the authors' logs or a separate implementation.
+"""
+
+from collections.abc import Callable, Sequence
+
+from circuits.dynamics import scan_snap_claims as data
+from circuits.dynamics import scan_snap_claims_theory as theory
+from circuits.dynamics.scan_snap_claims import Evidence
+from circuits.dynamics.scan_snap_verdicts import Claim, Scorecard
+from circuits.progress import bar
+
+CLAIMS: dict[int, Callable[[Evidence], Claim]] = {
+    1: data.claim_1,
+    2: data.claim_2,
+    3: data.claim_3,
+    4: data.claim_4,
+    5: data.claim_5,
+    6: data.claim_6,
+    7: data.claim_7,
+    8: theory.claim_8,
+    9: theory.claim_9,
+    10: theory.claim_10,
+    11: theory.claim_11,
+    12: theory.claim_12,
+    13: theory.claim_13,
+    14: theory.claim_14,
+}
+"""By number; each takes the experiments and gives its checks."""
+
+
+def scorecard(
+    claims: Sequence[int] | None = None,
+    *,
+    fast: bool = False,
+    evidence: Evidence | None = None,
+    progress: bool | None = None,
+) -> Scorecard:
+    """Run what the claims need and judge them.
+
+    Args:
+        claims: numbers; None: all 14. fast: fewer seeds and sizes, for a quick look; verdicts say when that is too little.
+        evidence: experiments to judge, such as an ``Evidence`` used before; None: new ones. progress: show a bar (default: where
+            somebody watches).
+
+    Returns:
+        The claims in the order given; see ``Scorecard.summary``, ``to_dataframe`` and ``to_markdown``.
+
+    Raises:
+        ValueError: a number that is no claim, or none at all.
+    """
+    chosen = list(CLAIMS) if claims is None else list(claims)
+    unknown = [number for number in chosen if number not in CLAIMS]
+    if unknown or not chosen:
+        raise ValueError(f"claims={chosen}: give numbers from 1 to {max(CLAIMS)}, or None for all")
+    seen = evidence or Evidence(fast=fast)
+    return Scorecard(tuple(CLAIMS[number](seen) for number in bar(chosen, label="claims", on=progress)))
