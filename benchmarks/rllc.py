@@ -36,7 +36,7 @@ from circuits.models.convert import to_transformer_lens_state
 HEAD = Head(1, 2)
 SETTING = sampler_config("paper", chains=2, draws=50, batch=16, burn_in=10)
 EXAMPLES, REPEATS = 1024, 5
-OURS = ((32, 2), (32, 4), (64, 8), (128, 16), (128, 50))
+OURS = ((16, 2), (32, 2), (32, 4), (64, 8), (128, 16), (128, 50))
 """Windows, and draws of each chain."""
 
 

@@ -28,7 +28,7 @@ from circuits.complexity.pool import check_text
 from circuits.complexity.proposal import settings
 from circuits.complexity.rllc import head_losses
 from circuits.complexity.short_runs import cell, departures, verdict
-from circuits.complexity.stability import EXAMPLES, largest_curvature, spaced
+from circuits.complexity.stability import EXAMPLES, sharpness, spaced
 from circuits.models.heads import Head
 from circuits.models.protocol import check_evaluated, check_finite, check_model, model_hash, named_parameters
 from circuits.progress import bar
@@ -114,7 +114,7 @@ def calibrate(
     ]
     check_text(tokens, model.cfg, batch)
     loss, text = _loss_of(model, tokens, weights)
-    curvature = largest_curvature(loss, spaced(loss, EXAMPLES), seed)
+    curvature = sharpness(loss, spaced(loss, EXAMPLES), seed).curvature
     with bar(configs, label="calibrate", on=progress, unit="cell") as shown:
         cells = [cell(loss, config, at, curvature, target_stderr) for at, config in enumerate(shown)]
     found = {name: np.array([cell[name] for cell in cells]) for name in cells[0]}

@@ -28,7 +28,7 @@ from circuits.complexity.diagnostics import Estimate, estimate
 from circuits.complexity.engine import HeadLoss
 from circuits.complexity.general import GeneralLoss
 from circuits.complexity.pool import Pool, check_text
-from circuits.complexity.stability import EXAMPLES, check_stable, largest_curvature, spaced
+from circuits.complexity.stability import EXAMPLES, check_stable, sharpness, spaced
 from circuits.models.heads import Head, named
 from circuits.models.own import own
 from circuits.models.protocol import check_evaluated, check_finite, check_model, model_hash, named_parameters
@@ -181,9 +181,9 @@ def settle(loss: Loss, config: SamplerConfig, name: str) -> Settled:
         ValueError: chains would diverge.
     """
     gamma = config.gamma_for(float(loss.centre.square().mean().sqrt()))
-    curvature = largest_curvature(loss, spaced(loss, EXAMPLES), config.seed)
-    check_stable(name, loss, curvature, gamma, config)
-    return Settled(gamma, curvature)
+    found = sharpness(loss, spaced(loss, EXAMPLES), config.seed)
+    check_stable(name, loss, found, gamma, config)
+    return Settled(gamma, found.curvature)
 
 
 def sample(

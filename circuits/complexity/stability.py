@@ -7,6 +7,8 @@ sequences are sharper than a text. Both are bounds from inside: what is refused 
 not refused may still. Preconditioned steps are not predicted.
 """
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -16,6 +18,15 @@ from circuits.complexity.config import SamplerConfig
 from circuits.complexity.hessian import hessian_products, lanczos
 
 ITERATIONS, DEPTH, EXAMPLES, MANY = 6, 4, 8, 64
+NEAR = 0.25
+"""Of the localisation: where the largest curvature of either sign is below it, no direction falls as steeply as that."""
+
+
+class Sharpness(NamedTuple):
+    """A lower bound of the largest eigenvalue of the Hessian, and of the largest of either sign."""
+
+    curvature: float
+    reach: float
 
 
 def spaced(loss: Loss, count: int) -> Int[Tensor, "example"]:
@@ -24,19 +35,19 @@ def spaced(loss: Loss, count: int) -> Int[Tensor, "example"]:
     return torch.arange(count, device=loss.centre.device) * len(loss.base) // count
 
 
-def largest_curvature(loss: Loss, examples: Int[Tensor, "example"], seed: int = 0, iterations: int = ITERATIONS) -> float:
-    """A lower bound of the largest eigenvalue of the Hessian of the mean loss of these examples, at ``w*``."""
+def sharpness(loss: Loss, examples: Int[Tensor, "example"], seed: int = 0, iterations: int = ITERATIONS) -> Sharpness:
+    """How sharp the mean loss of these examples is at ``w*``, by power iteration."""
     v = torch.randn(1, len(loss.centre), generator=torch.Generator().manual_seed(seed), dtype=loss.centre.dtype)
     v = v.to(loss.centre.device)
-    found = -torch.inf
+    found, reach = -torch.inf, 0.0
     for _ in range(iterations):
         v = v / v.norm()
         product = hessian_products(loss, v, examples[None])
-        found = max(found, float((v * product).sum()))
+        found, reach = max(found, float((v * product).sum())), max(reach, float(product.norm()))
         if not float(product.norm()) > 0:  # flat, or not finite
             break
         v = product
-    return found
+    return Sharpness(found, reach)
 
 
 def smallest_curvature(loss: Loss, examples: Int[Tensor, "example"], seed: int = 0) -> float:
@@ -48,11 +59,11 @@ def smallest_curvature(loss: Loss, examples: Int[Tensor, "example"], seed: int =
     return float(lanczos(loss, products, examples[None], min(DEPTH, len(loss.centre))).ritz.min())
 
 
-def check_stable(name: str, loss: Loss, curvature: float, gamma: float, config: SamplerConfig) -> None:
+def check_stable(name: str, loss: Loss, found: Sharpness, gamma: float, config: SamplerConfig) -> None:
     """Refuse settings at which chains would diverge were the loss quadratic.
 
     Args:
-        curvature: the largest, of ``EXAMPLES`` sequences.
+        found: of ``EXAMPLES`` sequences.
 
     Raises:
         ValueError: they would, and ``force`` is off.
@@ -60,13 +71,15 @@ def check_stable(name: str, loss: Loss, curvature: float, gamma: float, config: 
     if config.force or config.epsilon == 0:
         return
     limit = config.limit(gamma)
-    if config.nbeta * curvature >= limit:
-        sharp = config.nbeta * largest_curvature(loss, spaced(loss, MANY), config.seed)
+    if config.nbeta * found.curvature >= limit:
+        sharp = config.nbeta * sharpness(loss, spaced(loss, MANY), config.seed).curvature
         if sharp >= limit:
             raise ValueError(
                 f"epsilon = {config.epsilon:g} is too large for {name}: nbeta times its curvature reaches {sharp:.3g} and steps "
                 f"contract below {limit:.3g}: take a smaller epsilon, or force=True to see what happens"
             )
+    if config.nbeta * found.reach < NEAR * gamma:
+        return
     if config.nbeta * smallest_curvature(loss, spaced(loss, EXAMPLES), config.seed) + gamma <= 0:
         lowest = config.nbeta * smallest_curvature(loss, spaced(loss, MANY), config.seed)
         if lowest + gamma <= 0:

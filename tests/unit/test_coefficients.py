@@ -15,6 +15,7 @@ from torch import Tensor
 import circuits
 from circuits import Checkpoints, Head, HookedTransformer, SamplerConfig
 from circuits.complexity import rllc as rllc_module
+from circuits.complexity import stability
 from circuits.complexity.blocks import Block
 from circuits.complexity.chains import Traces, run_chains
 from circuits.complexity.config import PRESETS, sampler_config
@@ -24,7 +25,7 @@ from circuits.complexity.ground_truth import Quadratic
 from circuits.complexity.pool import Pool
 from circuits.complexity.rllc import LLC, RLLC
 from circuits.complexity.samplers import init, step
-from circuits.complexity.stability import check_stable, largest_curvature, smallest_curvature
+from circuits.complexity.stability import NEAR, Sharpness, check_stable, sharpness, smallest_curvature
 from circuits.dynamics.artefacts import pack
 from circuits.dynamics.coefficients import coefficient_measures, named, texts_of, training_mix
 from circuits.dynamics.sweep import Task, evenly, gather, run_task
@@ -388,7 +389,7 @@ class TestStability:
 
     def test_curvatures_from_inside(self) -> None:
         loss = self.quadratic(5.0, 1.0, -3.0)
-        assert largest_curvature(loss, torch.zeros(1).long(), iterations=30) == pytest.approx(5.0, rel=1e-3)
+        assert sharpness(loss, torch.zeros(1).long(), iterations=30) == pytest.approx((5.0, 5.0), rel=1e-3)
         assert smallest_curvature(loss, torch.zeros(1).long()) == pytest.approx(-3.0, rel=1e-3)
         assert smallest_curvature(self.quadratic(), torch.zeros(1).long()) == torch.inf
 
@@ -399,18 +400,28 @@ class TestStability:
         refused = "epsilon = 0.001 is too large for L1H0: .* take a smaller epsilon"
         for h, message in ((1.05 * limit, refused), (-7.0, "gamma = 200 does not hold L1H0: .* take gamma above 210")):
             loss = self.quadratic(h)
-            curvature = largest_curvature(loss, torch.zeros(1).long())
+            found = sharpness(loss, torch.zeros(1).long(), iterations=20)
             with pytest.raises(ValueError, match=message):
-                check_stable("L1H0", loss, curvature, 200.0, config)
-            check_stable("L1H0", loss, curvature, 200.0, config.changed(force=True))
-            check_stable("L1H0", self.quadratic(0.9 * h), 0.9 * curvature, 200.0, config)
+                check_stable("L1H0", loss, found, 200.0, config)
+            check_stable("L1H0", loss, found, 200.0, config.changed(force=True))
+            check_stable("L1H0", self.quadratic(0.9 * h), Sharpness(0.9 * found.curvature, 0.9 * found.reach), 200.0, config)
         assert SamplerConfig(epsilon=0.0).limit(1.0) == np.inf
 
     def test_one_sharp_sequence_is_not_the_text(self) -> None:
         """What is too sharp on the few sequences that are looked at first is looked at on many."""
         config = sampler_config("paper")
         limit = config.limit(200.0) / config.nbeta
-        check_stable("L1H0", self.quadratic(0.9 * limit), 10 * limit, 200.0, config)
+        check_stable("L1H0", self.quadratic(0.9 * limit), Sharpness(10 * limit, 10 * limit), 200.0, config)
+
+    def test_the_falling_direction_is_looked_for_where_there_can_be_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Power iteration finds the largest curvature of either sign; far below the localisation nothing can fall so steeply."""
+        config = sampler_config("paper")
+        looked: list[float] = []
+        monkeypatch.setattr(stability, "smallest_curvature", lambda *_: looked.append(1.0) or 0.0)
+        for share in (0.9, 1.1):
+            reach = share * NEAR * 200.0 / config.nbeta
+            check_stable("L1H0", self.quadratic(-reach), Sharpness(-reach, reach), 200.0, config)
+        assert len(looked) == 1
 
     def test_all_heads_are_looked_at_before_any_is_sampled(self, monkeypatch: pytest.MonkeyPatch) -> None:
         known = rllc_module.settle
