@@ -113,7 +113,9 @@ def test_what_the_weights_say_is_in_the_results_and_on_the_page(written: Any, el
         assert data["weight_spectra_status"].dims == ("step",), "one per checkpoint, not one per number"
     page = written.html.read_text(encoding="utf-8")
     assert "could not be drawn" not in page
-    assert page.count("has no data") == 1 and "edge_attribution_inputs_text has no data" in page  # `circuits paths` makes it
+    sampled = page.count("Make it with <code>circuits rllc")  # two texts, their nulls, and all weights
+    assert sampled == 5 and page.count("has no data") == 1 + sampled
+    assert "edge_attribution_inputs_text has no data" in page  # `circuits paths` makes it
     assert "Which K-composition pairs stand out at step 100" in page
     assert "by tokens: score (z)" in page and "All triples together (20): observed" in page
     assert "rank in its layers" in page and "untestable at 0.01 here" in page, "2 x 2 pairs cannot reach .01 by rank"

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 CLOSE = 0.15
 """Share of the closed form within which a coefficient is called explained by it (a quadratic is estimated to a few percent)."""
+MOST = 0.9
+"""Share of heads that must be within errors of noise before it is said that the coefficient says what noise would."""
 QUADRATIC = 0.1
 """Share within which noise and the trace of the Hessian agree where the loss counts as quadratic: closer than is then asked of
 the coefficient, as the noise null has errors of a few percent."""
@@ -149,7 +151,7 @@ def noise(end: "xr.Dataset", null: "xr.Dataset") -> Markup:
     widest = int(np.abs(off).argmax())
     verdict = (
         Markup(" <b>Here the coefficient says what noise of that size would.</b>")
-        if 2 * within > n
+        if within >= MOST * n
         else f" {int(np.count_nonzero(beyond & (off < 0)))} are below it and {int(np.count_nonzero(beyond & (off > 0)))} above."
     )
     return paragraph(

@@ -69,7 +69,7 @@ def peak(found: "xr.Dataset", layer: int) -> str:
     if top == len(mean) - 1:
         return f"{said}, the last that was measured."
     fallen, off = mean[top] - mean[-1], float(np.hypot(error[top], error[-1]))
-    clear = f"a fall of {100 * fallen / mean[top]:.0f}%" if mean[top] > 0 else "a fall"
+    clear = f"a fall of {100 * fallen / mean[top]:.0f}%" if mean[-1] > 0 else "a fall below 0" if mean[top] > 0 else "a fall"
     bound = largest_by_chance(len(mean) - 1)
     verdict = clear if fallen > bound * off else f"no fall beyond the {decimal(bound, 1)} standard errors that chance bounds"
     return f"{said}, and {with_error(mean[-1], error[-1])} at step {count(int(steps[-1]))}: {verdict}."
