@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -61,7 +62,10 @@ def scan_snap_measures(run: Checkpoints) -> dict[str, Measure]:
         found["lift"] = AttentionLift(text, run.token_counts)
     if streams:
         reference = run.at(run.steps[0]) if len(run) > 1 else None
-        found["bias"] = PairBias(pair_statistics(streams, run.cfg.d_vocab), text, reference)
+        # Pairs of tokens are many: every text in its own order counts here.
+        texts = [tokens for kind, tokens in run.evaluation.items() if kind != "brackets" and not kind.startswith("shuffled")]
+        read = torch.cat([tokens for tokens in texts if tokens.shape[1] == text.shape[1]])
+        found["bias"] = PairBias(pair_statistics(streams, run.cfg.d_vocab), read, reference)
     return found
 
 
