@@ -8,8 +8,9 @@ draws, as shipped (32 batches behind the initial loss, unpaired) and with its wo
 out 10 steps first and takes gradients of 2 of the 16 sequences, as the shipped curves do, and of all 16 in a row of its own; it
 runs the model clean on its whole pool, so it takes as few of the windows, drawn anew for each seed, as the draws are worth.
 Errors are root mean squares over repeats with other seeds, against one long run of ours on all windows. Times are those of the
-public calls, with all that they check. A number of draws counts as enough where the ratio of errors is below 1 in 39 of 40 draws of the repeats with replacement.
-With few windows devinterp's unpaired error is small, as its batches go through all of them in turn: try ``--examples 128``.
+public calls, with all that they check. A number of draws counts as enough where the ratio of errors is below 1 in 39 of 40 draws
+of the repeats with replacement. With few windows devinterp's unpaired error is small, as its batches go through all of them in
+turn: try ``--examples 128``.
 """
 
 import argparse
