@@ -198,8 +198,8 @@ def check_rates(momentum: float, **rates: np.ndarray) -> None:
         ValueError: one is.
     """
     for name, values in rates.items():
-        if not (np.isfinite(values) & (values >= 0)).all():
-            raise ValueError(f"{name}={values.tolist()}: need finite rates from 0 up")
+        if values.dtype.kind not in "iuf" or not (np.isfinite(values) & (values >= 0)).all():
+            raise ValueError(f"{name}={values.tolist()}: need finite rates from 0 up, numbers")
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum={momentum}: need a number in [0, 1); the rate in the long run is eta / (1 - momentum)")
 

@@ -34,7 +34,7 @@ CLAIMS: dict[int, Callable[[Evidence], Claim]] = {
 
 
 def scorecard(
-    claims: Sequence[int] | None = None,
+    claims: Sequence[int] | int | None = None,
     *,
     fast: bool = False,
     evidence: Evidence | None = None,
@@ -43,7 +43,7 @@ def scorecard(
     """Run what the claims need and judge them.
 
     Args:
-        claims: numbers; None: all 14. fast: fewer seeds and sizes, for a quick look; verdicts say when that is too little.
+        claims: numbers, or one; None: all 14. fast: fewer seeds and sizes, a quick look; verdicts say when that is too little.
         evidence: experiments to judge, such as an ``Evidence`` used before; None: new ones. progress: show a bar (default: where
             somebody watches).
 
@@ -53,7 +53,7 @@ def scorecard(
     Raises:
         ValueError: a number that is no claim, or none at all.
     """
-    chosen = list(CLAIMS) if claims is None else list(claims)
+    chosen = list(CLAIMS) if claims is None else [claims] if isinstance(claims, int) else list(claims)
     unknown = [number for number in chosen if number not in CLAIMS]
     if unknown or not chosen:
         raise ValueError(f"claims={chosen}: give numbers from 1 to {max(CLAIMS)}, or None for all")

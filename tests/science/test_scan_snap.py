@@ -623,6 +623,7 @@ def test_recorded_steps():
         (lambda: Sgd(SMALL, start="normal"), r"start='normal': need one of"),
         (lambda: Sgd(SMALL, momentum=1.0), r"momentum=1.0: need a number in \[0, 1\); .* eta / \(1 - momentum\)"),
         (lambda: Sgd(SMALL, eta_z=-1.0), r"eta_z=\[-1.0\]: need finite rates"),
+        (lambda: Sgd(SMALL, eta_y="1"), r"eta_y=\['1'\]: need finite rates from 0 up, numbers"),  # type: ignore[arg-type]
         (lambda: Sgd(SMALL, seed=0.5), r"seed=0.5: need whole numbers"),
         (lambda: Sgd(SMALL, eta_y=(1.0, 2.0), seed=(0, 1, 2)), r"2 of eta_y, 1 of eta_z, 3 of seed: give one value for each run"),
         (lambda: Sgd(SMALL).run((3, 2)), r"record=\[3, 2\]: need rising steps from 0 to 100"),

@@ -98,6 +98,7 @@ def test_the_fast_subset():
     frame = card.to_dataframe()
     assert (frame[frame.role == "number"].verdict == "holds").mean() > 0.6
     assert scorecard([10, 1], fast=True).summary().claim.tolist() == [10, 1]
+    assert scorecard(1, fast=True).summary().claim.tolist() == [1]
 
 
 @pytest.mark.slow

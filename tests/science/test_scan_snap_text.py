@@ -24,6 +24,7 @@ from circuits.dynamics.scan_snap_text_model import (
 )
 from circuits.dynamics.scan_snap_text_pairs import PairReader, PairRuns, lift_by_rank, text_null
 from circuits.dynamics.scan_snap_text_scorecard import (
+    Claim,
     Part,
     claim_15,
     claim_16,
@@ -34,6 +35,15 @@ from circuits.dynamics.scan_snap_text_scorecard import (
 )
 
 V = 12
+HOLD = {
+    15: ("drop of H/ln i", "bounce less 3 errors", "bounce / drop"),
+    16: ("last H/ln i, bare less ReLU", "bounce / drop, bare"),
+    17: ("slope of H/ln i",),
+    18: ("rho(gain of z, PMI)", "partial rho(gain of z, D)", "common gap", "H/ln i"),
+    19: ("rho(gain of z, PMI) less null, attention", "rho(gain of z, PMI) less null, relu", "lift of rank 10-29"),
+}
+"""Parts that held over three seeds. What three seeds left open is not here: the V of the stable rank, and whether a linear
+feed-forward layer bounces (two of three did)."""
 TINY: dict[str, Any] = {"d_model": 8, "batch": 4, "length": 9, "examples": 6, "steps": 6, "seeds": (0, 1)}
 OTHER: Any = "gelu"
 EXACT: dict[str, Any] = {"rtol": 0, "atol": 1e-12}
@@ -52,11 +62,6 @@ def drawn(n: int, seed: int, size: int = V) -> np.ndarray:
 @pytest.fixture(scope="module")
 def text() -> Text:
     return Text(drawn(4000, 0), drawn(600, 1), V)
-
-
-@pytest.fixture(scope="module")
-def words() -> Text:
-    return stdlib_words()
 
 
 def hooked(**fields: Any) -> HookedTransformer:
@@ -318,16 +323,16 @@ def test_claims_of_planted_biases() -> None:
         for size, gap in ((0.15, -0.6), (-0.1, 0.6))
     ]
     assert verdicts == ["holds", "fails"]
-    grid: dict[str, Any] = {"kind": ["attention"], "stage": ["end"]}
+    grid: dict[str, Any] = {"kind": ["attention"], **stage}
     lift = xr.DataArray(
         1.3 + np.array([0, -0.5])[None, None] + shift[None] * [0, 1],
         {"kind": ["attention"], "bin": ["rank 10+", "rank 300+"]},
         ("kind", "seed", "bin"),
     )
-    nulls = [claim_19(planted_bias(size, 0.0, ("kind", "stage"), **grid).assign(value=lift)).verdict for size in (0.01, 0.2)]
-    assert nulls == ["holds", "fails"]
-    low = lift.assign_coords(bin=["rank 300+", "rank 10+"])
-    assert claim_19(planted_bias(0.01, 0.0, ("kind", "stage"), **grid).assign(value=low)).verdict == "fails"
+    low, beside = lift.assign_coords(bin=["rank 300+", "rank 10+"]), planted_bias(0.15, -0.6, ("stage",), **stage)
+    cases = ((0.01, lift), (0.14, lift), (0.01, low))
+    nulls = [claim_19(planted_bias(x, 0.0, ("kind", "stage"), **grid).assign(value=up), beside).verdict for x, up in cases]
+    assert nulls == ["holds", "fails", "fails"]
 
 
 @pytest.mark.parametrize(
@@ -358,3 +363,20 @@ def test_bad_input(text: Text, make: Any, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence.replace("(", r"\(")) as caught:
         make(text)
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def scorecard() -> dict[int, Claim]:
+    return {claim.number: claim for claim in text_scorecard()}
+
+
+@pytest.mark.slow
+@pytest.mark.science
+@pytest.mark.parametrize("number", [15, 16, 17, 18, 19])
+def test_claims_on_the_standard_library(scorecard: dict[int, Claim], number: int) -> None:
+    """Judged by sign over three seeds: no part is against its claim, and those that held still do."""
+    claim = scorecard[number]
+    assert claim.verdict != "fails", claim
+    for quantity in HOLD[number]:
+        parts = [part for part in claim.measured.split("; ") if part.startswith(quantity)]
+        assert parts and all(part.endswith("(holds)") for part in parts), claim
