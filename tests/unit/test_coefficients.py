@@ -123,6 +123,16 @@ def test_draws_are_paired_and_the_start_and_burn_in_are_left_out() -> None:
     assert torch.equal(traces.paired, traces.loss - traces.base)
 
 
+@pytest.mark.parametrize("part", [None, 1, 3])
+def test_a_loss_is_paired_with_that_of_the_same_sequences(part: int | None) -> None:
+    """Chains that stay have the loss of ``w*`` itself, so the two traces agree draw by draw while batches differ."""
+    loss = HeadLoss(Pool(make(dtype="float64"), TOKENS), Head(1, 0))
+    config = sampler_config("paper", epsilon=0.0, draws=6, batch=4, gradient_batch=part)
+    traces = run_chains(loss, config, gamma=200.0)
+    assert torch.allclose(traces.loss, traces.base, rtol=0, atol=1e-12)
+    assert float(traces.base.std()) > 1e-3, "the control: another batch's would not do"
+
+
 def test_a_batch_has_every_sequence_once_and_chains_differ() -> None:
     seen: list[Tensor] = []
 
