@@ -33,6 +33,8 @@ class Known(NamedTuple):
     progress: bool = True
 
 
+SHORT: dict[str, Any] = {"seeds": 2, "steps": 100}
+"""Of training on text, which takes minutes."""
 EXPERIMENTS = {
     "gain_growth": Known("laws", "theory_figures.gain_curves", {"seeds": 2, "steps": 150}),
     "attention_by_iteration": Known("experiments", "figures.attention_heat_maps", {"seeds": 2}),
@@ -47,6 +49,11 @@ EXPERIMENTS = {
     "norm_ablation": Known("experiments", "figures.ablation_curves", {"seeds": 2}),
     "peak_order": Known("experiments", "figures.scan_curves", {"seeds": 2}),
     "entropy_bounce": Known("experiments", "theory_figures.bounce_curve", {"seeds": 2}),
+    "text_bounce": Known("text_experiments", "text_figures.text_bounce_curves", SHORT),
+    "text_rates": Known("text_experiments", "text_figures.text_rate_curves", SHORT),
+    "text_depths": Known("text_experiments", "text_figures.text_depth_maps", SHORT),
+    "text_pairs": Known("text_pairs", "text_figures.text_pair_bars", SHORT),
+    "text_null": Known("text_pairs", "text_figures.text_pair_bars", SHORT),
 }
 
 
@@ -125,7 +132,10 @@ def simulate(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer seeds, sizes and steps: a quick look.")] = False,
 ) -> None:
-    """Run the paper's experiments and judge its claims; write netCDF, PNG and SVG of each, and the scorecard."""
+    """Run the paper's experiments and judge its claims; write netCDF, PNG and SVG of each, and the scorecard.
+
+    Those that train on text (text-bounce, -rates, -depths, -pairs, -null) and the scorecard take some minutes each.
+    """
     for name in read_names(what):
         if name == SCORECARD:
             written = write_scorecard(out, quick=quick)

@@ -16,6 +16,9 @@ from circuits.dynamics.scan_snap_experiments import attention_by_iteration, norm
 from circuits.dynamics.scan_snap_measures import observe
 from circuits.dynamics.scan_snap_sgd import Sgd
 from circuits.dynamics.scan_snap_sweeps import ETAS, QUERIES, RATIOS, entropy_table
+from circuits.dynamics.scan_snap_text_experiments import text_bounce, text_rates
+from circuits.dynamics.scan_snap_text_model import Text, stdlib_words
+from circuits.dynamics.scan_snap_text_pairs import PairReader, text_null, text_pairs
 from circuits.dynamics.scan_snap_transitions import freeze, rate_sweep
 from circuits.dynamics.scan_snap_verdicts import ERRORS, Check, Claim, near, ordered, within
 
@@ -29,11 +32,16 @@ SLOW = 0.1
 
 
 class Evidence:
-    """The experiments that several claims look at, each run once; fewer seeds, sizes and doublings if it must be fast."""
+    """The experiments that several claims look at, each run once; fewer seeds, sizes, doublings and steps if it must be fast.
 
-    def __init__(self, *, fast: bool = False):
+    Args:
+        text: what claims 15 to 19 train on; None: ``stdlib_words()``.
+    """
+
+    def __init__(self, *, fast: bool = False, text: Text | None = None):
         self.fast = fast
         self.seeds = 6 if fast else 10
+        self._text = text
 
     @cached_property
     def small(self) -> "xr.Dataset":
@@ -66,6 +74,40 @@ class Evidence:
     def frozen(self) -> "xr.Dataset":
         """The flow over doublings of time."""
         return freeze(doublings=2 if self.fast else 6, progress=False)
+
+    @cached_property
+    def text(self) -> Text:
+        """Words to train on."""
+        return stdlib_words() if self._text is None else self._text
+
+    @cached_property
+    def reader(self) -> PairReader:
+        """The text's statistics, and the pairs that logits are read at."""
+        return PairReader(self.text)
+
+    @cached_property
+    def bounced(self) -> "xr.Dataset":
+        """Adam on text with a ReLU, a linear and no feed-forward layer."""
+        return text_bounce(self.text, progress=False, **self._shorter(800))
+
+    @cached_property
+    def text_rates(self) -> "xr.Dataset":
+        """SGD on text over rates."""
+        return text_rates(self.text, progress=False, **self._shorter(800))
+
+    @cached_property
+    def pairs(self) -> "xr.Dataset":
+        """The (Y, Z) model on text."""
+        return text_pairs(self.text, reader=self.reader, progress=False, **self._shorter(700))
+
+    @cached_property
+    def text_null(self) -> "xr.Dataset":
+        """Pair logits of transformers on text."""
+        return text_null(self.text, reader=self.reader, progress=False, **self._shorter(1000))
+
+    def _shorter(self, steps: int) -> dict[str, int]:
+        """Options of an experiment on text: as it is, or one seed and so few steps that its claims are not testable."""
+        return {"seeds": 1, "steps": max(3, steps // 50)} if self.fast else {}
 
 
 def claim_1(_: Evidence) -> Claim:

@@ -23,7 +23,14 @@ from torch import Tensor
 from circuits.dynamics.bounce import bootstrap_bounce
 from circuits.dynamics.determinism import deterministic
 from circuits.dynamics.scan_snap import recorded
-from circuits.dynamics.scan_snap_text_model import LiteralBlock, Text, lowest_attention, normalised_entropy
+from circuits.dynamics.scan_snap_text_model import (
+    LiteralBlock,
+    Text,
+    begin_as_torch,
+    lowest_attention,
+    normalised_entropy,
+    stdlib_words,
+)
 from circuits.dynamics.snap import attention_distance, snap, velocity
 from circuits.models.hooked import HookedTransformer
 from circuits.progress import bar
@@ -52,7 +59,8 @@ class TextRuns:
         seeds: of weights and batches. steps: updates. norm: where norms stand, see ``LiteralBlock``; kinds ``relu`` and
             ``attention`` with norm before are hooked models. n_layers, positions: more layers, and ``"standard"`` positions that
             start sinusoidal, only where the model is hooked. d_model, batch, length, examples: width (feed-forward: 4 times it),
-            sequences of a batch, predictions of each, and sequences of the probe.
+            sequences of a batch, predictions of each, and sequences of the probe. start: of weights where norms stand behind: as
+            torch starts an encoder layer, which the authors train, or ``"scaled"``, normal with sd ``d_model ** -0.5`` all over.
 
     Raises:
         ValueError: a number or word that makes no sense, or too little text.
@@ -71,8 +79,9 @@ class TextRuns:
     batch: int = BATCH
     length: int = LENGTH
     examples: int = PROBE
+    start: Literal["torch", "scaled"] = "torch"
     name: str = field(default="scan_snap_text", init=False)
-    version: int = field(default=1, init=False)
+    version: int = field(default=2, init=False)
 
     def __post_init__(self) -> None:
         for option, least in {"steps": 3, "n_layers": 1, "d_model": 1, "batch": 1, "length": 3, "examples": 2}.items():
@@ -82,6 +91,7 @@ class TextRuns:
             "kind": get_args(Kind),
             "optimiser": ("adam", "sgd"),
             "norm": ("after", "before"),
+            "start": ("torch", "scaled"),
             "positions": ("none", "standard"),
         }
         for option, words in known.items():
@@ -119,10 +129,13 @@ class TextRuns:
             return model
         block = LiteralBlock(model, residual=self.kind != "bare", norm=self.norm, linear=self.kind == "linear")
         if self.norm == "after":
-            with torch.no_grad():  # what is read is not normed: embeddings of variance 1, and d_mlp inputs summed to as much
-                block.w["W_E"].mul_(self.d_model**0.5)
-                if block.feed_forward:
-                    block.w["W_out"].mul_((self.d_model / len(block.w["W_out"])) ** 0.5)
+            if self.start == "torch":
+                begin_as_torch(block, seed)
+            else:
+                with torch.no_grad():  # what is read is not normed: embeddings of variance 1, d_mlp inputs summed to as much
+                    block.w["W_E"].mul_(self.d_model**0.5)
+                    if block.feed_forward:
+                        block.w["W_out"].mul_((self.d_model / len(block.w["W_out"])) ** 0.5)
         return block
 
     def train(self, seed: int, look: Callable[[Any], None], record: Sequence[int], shown: Any = None) -> Any:
@@ -160,7 +173,7 @@ class TextRuns:
             Over ``seed, step``: ``value``, ``H / ln i`` of the lowest layer (0 to 1; ``chance`` 1, uniform attention), and
             ``loss`` (nats a word, held out; chance ln d_vocab), with ``stderr`` and ``loss_stderr`` over the probe's sequences;
             ``distance``, how far attention moved since the checkpoint before (0 to 2, NaN at the first), and ``velocity``, the
-            same a step; ``stable_rank`` of the lowest ``W_in`` (1 to d_model; NaN without one); ``status``, "diverged" where the
+            same a step; ``pattern`` ``[.., query, key]``, the probe's first sequence; ``stable_rank`` of the lowest ``W_in`` (1 to d_model; NaN without one); ``status``, "diverged" where the
             loss is not finite, all else then NaN. Over ``seed``: ``drop``, ``bounce``, ``ratio`` with their ``_stderr``,
             ``minimum`` (its step) and ``bounce_state``, see ``Bounce``; ``snap_state``, ``snap`` and ``peak`` (steps) and
             ``freeze_ratio``, see ``Snap``.
@@ -187,7 +200,7 @@ class TextRuns:
         return labelled(
             {name: (both, values) for name, values in columns.items()}
             | {name: (both[:1], [row[name] for row in rows]) for name in rows[0]}
-            | {"chance": ((), 1.0)},
+            | {"pattern": ((*both, "query", "key"), np.array(read.pattern)), "chance": ((), 1.0)},
             {"seed": list(self.seeds), "step": steps},
             measure=self,
             definition="attention of the lowest layer on a held-out probe, H / ln i over queries that see more than one key",
@@ -207,11 +220,12 @@ class _Reader:
         self.loss: list[list[np.ndarray]] = []
         self.distance: list[list[float]] = []
         self.rank: list[list[float]] = []
+        self.pattern: list[list[np.ndarray]] = []
         self.before: Tensor | None = None
 
     def begin(self) -> None:
         """From here on another model."""
-        for kept in (self.entropy, self.loss, self.distance, self.rank):
+        for kept in (self.entropy, self.loss, self.distance, self.rank, self.pattern):
             kept.append([])
         self.before = None
 
@@ -228,6 +242,7 @@ class _Reader:
         else:
             self.distance[-1].append(float(attention_distance(self.before, attention).mean()))
         self.rank[-1].append(input_rank(model) if fine else np.nan)
+        self.pattern[-1].append((attention[0] if fine else torch.full_like(attention[0], torch.nan)).float().numpy())
         self.before = attention
 
 
@@ -242,6 +257,16 @@ def input_rank(model: HookedTransformer | LiteralBlock) -> float:
 def even_steps(steps: int) -> list[int]:
     """0, the last step, and between them about ``CHECKPOINTS`` evenly spaced ones: what a snap is best seen on."""
     return sorted({*range(0, steps, max(1, steps // CHECKPOINTS)), steps})
+
+
+def chosen(text: Text | None, seeds: int) -> tuple[Text, tuple[int, ...]]:
+    """What an experiment trains on: a text, or the standard library's words, and seeds from 0 on.
+
+    Raises:
+        ValueError: no seeds.
+    """
+    check_whole("seeds", seeds, 1)
+    return stdlib_words() if text is None else text, tuple(range(seeds))
 
 
 def check_seeds(seeds: tuple[int, ...]) -> None:

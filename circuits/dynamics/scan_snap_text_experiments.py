@@ -1,4 +1,4 @@
-"""The papers' experiments on text, one call each; what is read stands with ``TextRuns``.
+"""The papers' experiments on text, one call each; what is read stands with ``TextRuns``. Text is ``stdlib_words()`` unless given.
 
     text_bounce  claims 15 and 16: Adam with a ReLU or a linear feed-forward layer, or with neither that nor residual stream
     text_rates   claim 17 and figure 10: sparsity against the rate of SGD
@@ -10,7 +10,7 @@ Source: Tian et al. 2023 ("Scan and Snap"), figures 7 and 10; Tian et al. 2024 (
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from circuits.dynamics.scan_snap_text import Kind, TextRuns
+from circuits.dynamics.scan_snap_text import Kind, TextRuns, chosen
 from circuits.dynamics.scan_snap_text_model import Text
 from circuits.results import canonical
 
@@ -29,11 +29,12 @@ def _along(dim: str, runs: dict[Any, TextRuns], progress: bool | None) -> "xr.Da
 
 
 def text_bounce(
-    text: Text,
+    text: Text | None = None,
     *,
     kinds: Sequence[Kind] = ("relu", "linear", "bare"),
     norm: Literal["after", "before"] = "after",
-    seeds: tuple[int, ...] = (0, 1, 2),
+    start: Literal["torch", "scaled"] = "torch",
+    seeds: int = 5,
     steps: int = 800,
     lr: float = 1e-3,
     progress: bool | None = None,
@@ -48,15 +49,18 @@ def text_bounce(
 
     Source: Tian et al. 2024 (JoMA), theorem 3 and figure 6; theorem 2 for the linear case.
     """
-    return _along("kind", {kind: TextRuns(text, kind, "adam", lr, seeds, steps, norm) for kind in kinds}, progress)
+    words, numbers = chosen(text, seeds)
+    return _along(
+        "kind", {kind: TextRuns(words, kind, "adam", lr, numbers, steps, norm, start=start) for kind in kinds}, progress
+    )
 
 
 def text_rates(
-    text: Text,
+    text: Text | None = None,
     *,
     rates: Sequence[float] = (1.0, 2.0, 5.0, 10.0),
     kind: Kind = "bare",
-    seeds: tuple[int, ...] = (0, 1, 2),
+    seeds: int = 5,
     steps: int = 800,
     progress: bool | None = None,
 ) -> "xr.Dataset":
@@ -70,16 +74,17 @@ def text_rates(
 
     Source: Tian et al. 2023, figure 10.
     """
-    return _along("lr", {lr: TextRuns(text, kind, "sgd", lr, seeds, steps) for lr in rates}, progress)
+    words, numbers = chosen(text, seeds)
+    return _along("lr", {lr: TextRuns(words, kind, "sgd", lr, numbers, steps) for lr in rates}, progress)
 
 
 def text_depths(
-    text: Text,
+    text: Text | None = None,
     *,
     depths: Sequence[int] = (1, 3),
     lr: float = 5.0,
     positions: Literal["none", "standard"] = "standard",
-    seeds: tuple[int, ...] = (0, 1, 2),
+    seeds: int = 3,
     steps: int = 1000,
     progress: bool | None = None,
 ) -> "xr.Dataset":
@@ -97,5 +102,6 @@ def text_depths(
 
     Source: Tian et al. 2023, figure 7.
     """
-    runs = {n: TextRuns(text, "relu", "sgd", lr, seeds, steps, "before", n, positions) for n in depths}
+    words, numbers = chosen(text, seeds)
+    runs = {n: TextRuns(words, "relu", "sgd", lr, numbers, steps, "before", n, positions) for n in depths}
     return _along("depth", runs, progress)

@@ -187,6 +187,26 @@ class LiteralBlock(nn.Module):
         return F.linear(h, w["W_U"].T, w["b_U"])
 
 
+def begin_as_torch(block: LiteralBlock, seed: int) -> None:
+    """Draw weights anew, in place, as torch starts an embedding, an encoder layer and a linear layer; norms keep 1 and 0.
+
+    Embeddings are standard normal; query, key and value uniform within ``sqrt(6 / 4d)`` (Glorot, of the three stacked); every
+    other weight and its bias within ``1 / sqrt(inputs)``, but for biases of attention, which are 0. What all kinds of block have
+    is drawn first, so that blocks of one seed begin alike.
+
+    Source: ``reset_parameters`` of ``torch.nn.Embedding``, ``Linear`` and ``MultiheadAttention``.
+    """
+    rng, w = torch.Generator().manual_seed(seed), block.w
+    d, d_mlp = len(w["W_U"]), len(w["W_out"]) if block.feed_forward else 0
+    within = {"W_U": d**-0.5, "b_U": d**-0.5, "W_O": d**-0.5} | dict.fromkeys(("W_Q", "W_K", "W_V"), (6 / (4 * d)) ** 0.5)
+    if block.feed_forward:
+        within |= {"W_in": d**-0.5, "b_in": d**-0.5, "W_out": d_mlp**-0.5, "b_out": d_mlp**-0.5}
+    with torch.no_grad():
+        w["W_E"].copy_(torch.randn(w["W_E"].shape, generator=rng))
+        for name, most in within.items():
+            w[name].copy_((2 * torch.rand(w[name].shape, generator=rng) - 1) * most)
+
+
 def _short(name: str) -> str:
     """``blocks.0.attn.W_Q`` as ``W_Q``, ``blocks.0.ln1.w`` as ``ln1_w``."""
     *_, part, weight = name.split(".")

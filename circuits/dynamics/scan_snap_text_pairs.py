@@ -1,6 +1,6 @@
 """Which keys does a query word choose on text: those that co-occur with it, and those that tell the next word?
 
-    PairRuns     claim 18: the (Y, Z) model by SGD; Z is a number for every pair of words
+    text_pairs   claim 18: the (Y, Z) model by SGD; Z is a number for every pair of words
     text_null    claim 19, the null: one-layer transformers with embeddings, Q and K; pair logits are exact there
 
 Both are read at the same pairs, by the same statistics, against the same relabellings of keys within bins of equal frequency
@@ -23,7 +23,7 @@ from circuits.data.pairs import PairStatistics, pair_statistics
 from circuits.detectors.pair_bias import STATISTICS, BiasTest, beside
 from circuits.dynamics.determinism import deterministic
 from circuits.dynamics.scan_snap import recorded
-from circuits.dynamics.scan_snap_text import BATCH, LENGTH, PROBE, Kind, TextRuns, check_seeds, even_steps
+from circuits.dynamics.scan_snap_text import BATCH, LENGTH, PROBE, Kind, TextRuns, check_seeds, chosen, even_steps
 from circuits.dynamics.scan_snap_text_model import Text, lowest_attention, normalised_entropy, pair_gradient
 from circuits.progress import bar
 from circuits.results import canonical, check_whole, labelled, mean_and_stderr
@@ -241,11 +241,33 @@ def lift_by_rank(
     return (mass / torch.where(keys > 0, keys, torch.nan)).numpy()
 
 
+def text_pairs(
+    text: Text | None = None,
+    *,
+    seeds: int = 5,
+    steps: int = 700,
+    reader: PairReader | None = None,
+    progress: bool | None = None,
+) -> "xr.Dataset":
+    """The (Y, Z) model by SGD at rates of 10: which keys it comes to look for (claim 18).
+
+    Returns:
+        As ``PairRuns.run``.
+
+    Raises:
+        ValueError: as ``PairRuns`` and its ``run``.
+
+    Source: Tian et al. 2023, lemma 1, theorems 2 to 4.
+    """
+    words, numbers = chosen(text, seeds)
+    return PairRuns(words, seeds=numbers, steps=steps).run(reader, progress=progress)
+
+
 def text_null(
-    text: Text,
+    text: Text | None = None,
     *,
     kinds: Sequence[Kind] = ("attention", "relu"),
-    seeds: tuple[int, ...] = (0, 1, 2),
+    seeds: int = 5,
     steps: int = 1000,
     lr: float = 1e-3,
     reader: PairReader | None = None,
@@ -267,28 +289,29 @@ def text_null(
 
     Source: ours; Tian et al. 2023 have no such measurement on text.
     """
-    reader = PairReader(text) if reader is None else reader
-    check_reader(reader, text)
-    runs = [TextRuns(text, kind, "adam", lr, seeds, steps) for kind in kinds]
-    tokens = text.probe(examples=PROBE, length=LENGTH)[:, :-1]
+    words, numbers = chosen(text, seeds)
+    reader = PairReader(words) if reader is None else reader
+    check_reader(reader, words)
+    runs = [TextRuns(words, kind, "adam", lr, numbers, steps) for kind in kinds]
+    tokens = words.probe(examples=PROBE, length=LENGTH)[:, :-1]
     logits: list[np.ndarray] = []
     lifts: list[np.ndarray] = []
 
     def look(model: Any) -> None:
         logits.append(model.pair_logits(*reader.pairs))
 
-    with deterministic(1), bar(total=steps * len(seeds) * len(kinds), label="text, pair logits", on=progress) as shown:
+    with deterministic(1), bar(total=steps * seeds * len(kinds), label="text, pair logits", on=progress) as shown:
         for one in runs:
-            for seed in seeds:
+            for seed in numbers:
                 model = one.train(seed, look, (0, steps), shown)
-                lifts.append(lift_by_rank(lowest_attention(model, tokens)[0], tokens, text.rates))
+                lifts.append(lift_by_rank(lowest_attention(model, tokens)[0], tokens, words.rates))
     found = reader.read(np.stack(logits[::2], -1), np.stack(logits[1::2], -1))
-    grid = (len(kinds), len(seeds))
+    grid = (len(kinds), seeds)
     dims = ("kind", "seed", "stage", "statistic")
     return labelled(
         {name: (dims, part.reshape(*grid, *part.shape[1:])) for name, part in found.items()}
         | {"value": (("kind", "seed", "bin"), np.stack(lifts).reshape(*grid, -1)), "chance": ((), 1.0)},
-        {"kind": list(kinds), "seed": list(seeds), "stage": list(STAGES), "statistic": list(STATISTICS)}
+        {"kind": list(kinds), "seed": list(numbers), "stage": list(STAGES), "statistic": list(STATISTICS)}
         | {"bin": [f"rank {rank}+" for rank in RANKS]},
         measure=runs[0],
         definition="pair logits against corpus statistics, see circuits.detectors.pair_bias; value: lift by frequency of the key",

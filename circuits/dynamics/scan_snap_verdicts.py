@@ -3,6 +3,7 @@
     near       |mean - expected| <= the larger of a stated tolerance and 3 standard errors of the difference
     within     every value lies in a stated interval
     ordered    every mean difference is above 0 by 3 standard errors; below it by as many: fails; else not testable here
+    sided      the same of one number's distance to a bound that it must lie above, below, or within of 0
 
 The rule stands beside its verdict. A check is of the *claim* itself or of a *number* that somebody else measured; a claim holds
 if all checks of the claim do, and its numbers are counted beside it. A sign test on ``n`` seeds reaches ``p = 2^-n`` at best:
@@ -11,7 +12,7 @@ below 5 seeds that is above .05, and no order is testable.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -155,6 +156,22 @@ def ordered(quantity: str, differences: Any, expected: str = "> 0", *, least: fl
     means = "the mean" if len(mean) == 1 else f"each of {len(mean)} means"
     rule = f"{means} above {least:g} standard errors of {count} seeds"
     return Check(quantity, expected, float(mean[worst]), float(error[worst]), 0.5**count, rule, verdict, role)
+
+
+def sided(
+    quantity: str, values: Any, side: Literal["above", "below", "within"], bound: float = 0.0, *, role: Role = "claim"
+) -> Check:
+    """Whether a mean lies above a bound, below it, or ``within`` it of 0 (on both sides), by ``ordered``'s errors and seeds.
+
+    Args:
+        values: one a seed; NaN, as of a run that diverged, decides nothing.
+    """
+    samples = np.asarray(values, dtype=float)
+    room = {"above": [samples - bound], "below": [bound - samples], "within": [bound - samples, bound + samples]}[side]
+    expected = {"above": f"> {bound:.3g}", "below": f"< {bound:.3g}", "within": f"within ± {bound:.3g}"}[side]
+    found = ordered(quantity, np.stack(room, 1), expected, role=role)
+    rule = f"the mean {expected} by {ERRORS:g} standard errors of {len(samples)} seeds"
+    return replace(found, measured=float(samples.mean()), rule=rule)
 
 
 def _stderr(samples: np.ndarray) -> float:

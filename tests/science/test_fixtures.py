@@ -13,6 +13,7 @@ from circuits.detectors.in_context import RepeatLoss
 from circuits.dynamics.artefacts import is_whole
 from circuits.dynamics.coefficients import coefficient_measures, reference_of
 from circuits.dynamics.detect import attention_measure
+from circuits.dynamics.scan_snap_run import scan_snap_measures
 from circuits.dynamics.sweep import Task
 from circuits.files import read_json
 
@@ -55,6 +56,7 @@ def test_results_that_ship_are_those_of_these_weights_and_settings(checkout: Pat
     """Every file is one that the library would look for, and what its name says."""
     run = opened(checkout, name)
     wanted = [pair for part in coefficient_measures(run, reference=reference_of(run)).values() for pair in part]
+    wanted.append((scan_snap_measures(run)["bias"], run))
     known = {Task(measure, part, step, Path("results")).artefact for measure, part in wanted for step in part.steps}
     there = list((checkout / "fixtures" / name / "results").rglob("*.nc.xz"))
     assert {Path("results") / file.parent.name / file.stem for file in there} <= known

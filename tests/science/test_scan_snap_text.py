@@ -12,6 +12,9 @@ from torch import nn
 from circuits import HookedTransformer
 from circuits.detectors.pair_bias import STATISTICS
 from circuits.detectors.pair_logits import embedding_logits
+from circuits.dynamics.scan_snap_claims import Evidence
+from circuits.dynamics.scan_snap_claims_text import claim_15, claim_16, claim_17, claim_18, claim_19
+from circuits.dynamics.scan_snap_scorecard import scorecard
 from circuits.dynamics.scan_snap_text import TextRuns, even_steps
 from circuits.dynamics.scan_snap_text_experiments import text_bounce, text_depths, text_rates
 from circuits.dynamics.scan_snap_text_model import (
@@ -23,27 +26,12 @@ from circuits.dynamics.scan_snap_text_model import (
     stdlib_words,
 )
 from circuits.dynamics.scan_snap_text_pairs import PairReader, PairRuns, lift_by_rank, text_null
-from circuits.dynamics.scan_snap_text_scorecard import (
-    Claim,
-    Part,
-    claim_15,
-    claim_16,
-    claim_17,
-    claim_18,
-    claim_19,
-    text_scorecard,
-)
+from circuits.dynamics.scan_snap_verdicts import Claim, sided
 
 V = 12
-HOLD = {
-    15: ("drop of H/ln i", "bounce less 3 errors", "bounce / drop"),
-    16: ("last H/ln i, bare less ReLU", "bounce / drop, bare"),
-    17: ("slope of H/ln i",),
-    18: ("rho(gain of z, PMI)", "partial rho(gain of z, D)", "common gap", "H/ln i"),
-    19: ("rho(gain of z, PMI) less null, attention", "rho(gain of z, PMI) less null, relu", "lift of rank 10-29"),
-}
-"""Parts that held over three seeds. What three seeds left open is not here: the V of the stable rank, and whether a linear
-feed-forward layer bounces (two of three did)."""
+OPEN = {"bounce / drop, linear feed-forward layer"}
+"""Of the checks on text, what five seeds leave open: the linear layer's entropy dips at once and comes back by a fifth or more,
+where the pilots' came back by a seventh. It comes back less than with a ReLU in every seed."""
 TINY: dict[str, Any] = {"d_model": 8, "batch": 4, "length": 9, "examples": 6, "steps": 6, "seeds": (0, 1)}
 OTHER: Any = "gelu"
 EXACT: dict[str, Any] = {"rtol": 0, "atol": 1e-12}
@@ -188,8 +176,26 @@ def test_equal_calls_equal_bytes_and_seeds_differ(text: Text) -> None:
     assert pairs[0].identical(pairs[1])
 
 
+def test_weights_start_as_torchs_own_layers_do() -> None:
+    """Of one size each, against the layers themselves: bounds to the letter where there are any, spread to 3%."""
+    d, words = 64, 200
+    found = TextRuns(Text(drawn(4000, 0, words), drawn(600, 1, words), words), "relu", length=9, examples=6).build(0)
+    layer, embed, unembed = nn.TransformerEncoderLayer(d, 1, 4 * d), nn.Embedding(words, d), nn.Linear(d, words)
+    theirs = {"W_E": embed.weight, "W_U": unembed.weight, "b_U": unembed.bias, "W_O": layer.self_attn.out_proj.weight}
+    theirs |= dict.fromkeys(("W_Q", "W_K", "W_V"), layer.self_attn.in_proj_weight)
+    theirs |= {"W_in": layer.linear1.weight, "b_in": layer.linear1.bias}
+    theirs |= {"W_out": layer.linear2.weight, "b_out": layer.linear2.bias}
+    ours = {name.removeprefix("w."): value.detach() for name, value in found.named_parameters()}
+    for name, weight in ((name, weight.detach()) for name, weight in theirs.items()):
+        few = 0.03 if weight.dim() > 1 else 0.25
+        assert float(ours[name].std()) == pytest.approx(float(weight.std()), rel=few), name
+        assert name == "W_E" or float(ours[name].abs().max()) == pytest.approx(float(weight.abs().max()), rel=few), name
+    assert not any(ours[name].any() for name in ("b_Q", "b_K", "b_V", "b_O"))
+    assert all((ours[f"{norm}_w"] == 1).all() and not ours[f"{norm}_b"].any() for norm in ("ln1", "ln2"))
+
+
 def test_kinds_of_a_seed_begin_alike_and_read_what_they_have(text: Text) -> None:
-    found = text_bounce(text, steps=3, seeds=(0, 1))
+    found = text_bounce(text, steps=3, seeds=2)
     start = found["value"].isel(step=0)
     assert start.values == pytest.approx(np.broadcast_to(start.values[:1], start.shape), abs=1e-6)
     assert np.isfinite(found["stable_rank"].sel(kind=["relu", "linear"])).all()
@@ -205,11 +211,11 @@ def test_a_run_that_diverges_says_so(text: Text) -> None:
 
 def test_rates_and_depths_stand_side_by_side(text: Text) -> None:
     """On axes of their own; a larger rate moves attention further, and a deeper model is another model."""
-    rates = text_rates(text, rates=(0.1, 1.0), steps=3, seeds=(0,))
+    rates = text_rates(text, rates=(0.1, 1.0), steps=3, seeds=1)
     assert rates["distance"].dims == ("lr", "seed", "step")
     moved = rates["distance"].sel(seed=0).sum("step").values
     assert moved[1] > 3 * moved[0] > 0
-    depths = text_depths(text, depths=(1, 2), steps=3, seeds=(0,))
+    depths = text_depths(text, depths=(1, 2), steps=3, seeds=1)
     assert list(depths["depth"].values) == [1, 2]
     assert (depths["loss"].sel(depth=1).values != depths["loss"].sel(depth=2).values).all()
     assert (depths["snap_state"] == "late").all()  # 3 intervals show no freeze
@@ -249,7 +255,7 @@ def test_pair_logits_of_transformers_are_read_at_both_ends(text: Text) -> None:
     """By stage and kind; with no steps between the ends nothing would be gained, and with some it is."""
     long = Text(drawn(4000, 0), drawn(600, 1), V)
     reader = PairReader(text, draws=19)
-    found = text_null(long, seeds=(0,), steps=4, reader=reader)
+    found = text_null(long, seeds=1, steps=4, reader=reader)
     assert found["bias"].dims == ("kind", "seed", "stage", "statistic")
     assert np.isfinite(found["bias"].values).all()
     first = found["bias"].sel(stage="start").values
@@ -258,25 +264,40 @@ def test_pair_logits_of_transformers_are_read_at_both_ends(text: Text) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "side", "bound", "verdict"),
+    ("mean", "side", "bound", "verdict"),
     [
-        ((1.0, 1.1, 0.9), "above", 0.0, "holds"),
-        ((1.0, 1.1, 0.9), "above", 2.0, "fails"),
-        ((1.0, 1.1, 0.9), "below", 2.0, "holds"),
-        ((1.0, -1.1, 0.9), "above", 0.0, "not testable here"),
-        ((0.01, -0.01, 0.02), "within", 0.2, "holds"),
-        ((-0.5, -0.52, -0.51), "within", 0.2, "fails"),
-        ((1.0,), "above", 0.0, "not testable here"),
-        ((1.0, math.nan), "above", 0.0, "not testable here"),
+        (1.0, "above", 0.0, "holds"),
+        (1.0, "above", 2.0, "fails"),
+        (1.0, "below", 2.0, "holds"),
+        (0.02, "above", 0.0, "not testable here"),
+        (-0.02, "within", 0.2, "holds"),
+        (0.17, "within", 0.2, "not testable here"),
+        (-0.5, "within", 0.2, "fails"),
+        (math.nan, "above", 0.0, "not testable here"),
     ],
 )
-def test_parts(values: tuple[float, ...], side: Any, bound: float, verdict: str) -> None:
-    assert Part("x", values, side, bound).judge() == verdict
+def test_sides(mean: float, side: Any, bound: float, verdict: str) -> None:
+    """Five seeds with a standard error of .0141: three of them are .042."""
+    found = sided("x", mean + 0.02 * np.array([-2.0, -1, 0, 1, 2]), side, bound)
+    assert found.verdict == verdict and found.measured == pytest.approx(mean, nan_ok=True)
+    assert math.isnan(mean) or found.stderr == pytest.approx(0.02 * math.sqrt(2.5 / 5))
+    assert sided("x", np.full(4, mean), side, bound).verdict == "not testable here"
+
+
+SHIFT = np.array([0, 0.001, -0.001, 0.0005, -0.0005])
+"""Five seeds, the same but for a little."""
+
+
+def found_with(**results: xr.Dataset) -> Evidence:
+    """Experiments as planted."""
+    evidence = Evidence(fast=True)
+    vars(evidence).update(results)
+    return evidence
 
 
 def planted_runs(**last: tuple[float, float, float]) -> xr.Dataset:
-    """By kind: start, lowest and last value of H / ln i, the same in three seeds but for a little."""
-    shift = np.array([0, 0.001, -0.001])[:, None]
+    """By kind: start, lowest and last value of H / ln i."""
+    shift = SHIFT[:, None]
     value = np.stack([np.array(curve)[None] + shift * [0, 1, 2] for curve in last.values()])
     drop, bounce = value[..., 0] - value[..., 1], value[..., 2] - value[..., 1]
     error = np.full_like(drop, 0.005)
@@ -285,54 +306,68 @@ def planted_runs(**last: tuple[float, float, float]) -> xr.Dataset:
     columns = {"value": (dims, value), "stable_rank": (dims, rank), "ratio": (dims[:2], bounce / drop)}
     columns |= {"drop": (dims[:2], drop), "bounce": (dims[:2], bounce)}
     columns |= {"drop_stderr": (dims[:2], error), "bounce_stderr": (dims[:2], error)}
-    return xr.Dataset(columns, {"kind": list(last), "seed": [0, 1, 2], "step": [0, 300, 800]})
+    return xr.Dataset(columns, {"kind": list(last), "seed": range(5), "step": [0, 300, 800]})
 
 
 def test_claims_of_planted_runs() -> None:
-    """The pilots' numbers hold; with ReLU and bare exchanged they fail."""
+    """The pilots' numbers hold; with ReLU and bare exchanged they fail; with three seeds nothing is decided."""
     pilots = {"relu": (0.86, 0.70, 0.79), "linear": (0.88, 0.811, 0.819), "bare": (0.86, 0.612, 0.613)}
-    assert [claim(planted_runs(**pilots)).verdict for claim in (claim_15, claim_16)] == ["holds", "holds"]
     swapped = pilots | {"relu": pilots["bare"], "bare": pilots["relu"]}
-    assert [claim(planted_runs(**swapped)).verdict for claim in (claim_15, claim_16)] == ["fails", "fails"]
+    for runs, verdict in ((pilots, "holds"), (swapped, "fails")):
+        evidence = found_with(bounced=planted_runs(**runs))
+        assert [claim(evidence).verdict for claim in (claim_15, claim_16)] == [verdict] * 2
+    few = found_with(bounced=planted_runs(**pilots).isel(seed=[0, 1, 2]))
+    assert claim_15(few).verdict == "not testable here"
+    flat = planted_runs(**pilots)
+    flat["stable_rank"] = 29.0 + 0 * flat["stable_rank"]
+    assert claim_15(found_with(bounced=flat)).verdict == "fails"
     rates = planted_runs(a=(0.9, 0.6, 0.61), b=(0.9, 0.5, 0.55), c=(0.9, 0.4, 0.33)).rename(kind="lr")
-    assert claim_17(rates.assign_coords(lr=[1.0, 2.0, 5.0])).verdict == "holds"
-    assert claim_17(rates.isel(lr=[2, 1, 0]).assign_coords(lr=[1.0, 2.0, 5.0])).verdict == "fails"
-    assert claim_15(planted_runs(**pilots).isel(seed=[0])).verdict == "not testable here"
+    assert claim_17(found_with(text_rates=rates.assign_coords(lr=[1.0, 2.0, 5.0]))).verdict == "holds"
+    assert claim_17(found_with(text_rates=rates.isel(lr=[2, 1, 0]).assign_coords(lr=[1.0, 2.0, 5.0]))).verdict == "fails"
 
 
 def planted_bias(size: float, gap: float, dims: tuple[str, ...], **coords: list[Any]) -> xr.Dataset:
-    """The same in three seeds but for a little, above a null of .02."""
+    """Five seeds, the same but for a little, above a null of .02."""
     shape = [len(values) for values in coords.values()]
-    shift = np.moveaxis(np.broadcast_to([0, 0.002, -0.002], [*shape, 5, 3]), -1, 0)
+    shift = np.moveaxis(np.broadcast_to(2 * SHIFT, [*shape, 5, 5]), -1, 0)
     bias = 0.02 + np.broadcast_to([size, size, size, size, gap], shift.shape) + shift
     columns = {
         "bias": (("seed", *dims, "statistic"), bias),
         "null_mean": (("seed", *dims, "statistic"), np.full_like(bias, 0.02)),
     }
-    names = ["frequency", "frequency_pmi", "discriminative", "discriminative_partial", "common_gap"]
-    return xr.Dataset(columns, {"seed": [0, 1, 2], "statistic": names, **coords})
+    return xr.Dataset(columns, {"seed": range(5), "statistic": list(STATISTICS), **coords})
 
 
 def test_claims_of_planted_biases() -> None:
     """Both biases and a gap hold for the (Y, Z) model, none does not; of the null it is the other way round."""
-    shift = np.array([0, 0.001, -0.001])[:, None]
-    curve = xr.DataArray(np.array([[0.96, 0.84]]) + shift * [0, 1], dims=("seed", "step"))
+    curve = xr.DataArray(np.array([[0.96, 0.84]]) + SHIFT[:, None] * [0, 1], dims=("seed", "step"))
     stage: dict[str, Any] = {"stage": ["gained"]}
     verdicts = [
-        claim_18(planted_bias(size, gap, ("stage",), **stage).assign(value=curve)).verdict
+        claim_18(found_with(pairs=planted_bias(size, gap, ("stage",), **stage).assign(value=curve))).verdict
         for size, gap in ((0.15, -0.6), (-0.1, 0.6))
     ]
     assert verdicts == ["holds", "fails"]
     grid: dict[str, Any] = {"kind": ["attention"], **stage}
     lift = xr.DataArray(
-        1.3 + np.array([0, -0.5])[None, None] + shift[None] * [0, 1],
+        1.3 + np.array([0, -0.5])[None, None] + SHIFT[None, :, None] * [0, 1],
         {"kind": ["attention"], "bin": ["rank 10+", "rank 300+"]},
         ("kind", "seed", "bin"),
     )
     low, beside = lift.assign_coords(bin=["rank 300+", "rank 10+"]), planted_bias(0.15, -0.6, ("stage",), **stage)
     cases = ((0.01, lift), (0.14, lift), (0.01, low))
-    nulls = [claim_19(planted_bias(x, 0.0, ("kind", "stage"), **grid).assign(value=up), beside).verdict for x, up in cases]
-    assert nulls == ["holds", "fails", "fails"]
+    found = [
+        found_with(pairs=beside, text_null=planted_bias(x, 0.0, ("kind", "stage"), **grid).assign(value=up)) for x, up in cases
+    ]
+    assert [claim_19(evidence).verdict for evidence in found] == ["holds", "fails", "fails"]
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_quick_look_decides_nothing_on_text() -> None:
+    """One seed and a few steps: every experiment runs and every claim says that this is too little."""
+    words = Text(drawn(30_000, 0, 60), drawn(3000, 1, 60), 60)
+    card = scorecard(range(15, 20), evidence=Evidence(fast=True, text=words), progress=False)
+    assert [claim.verdict for claim in card.claims] == ["not testable here"] * 5
+    assert card.to_dataframe().groupby("claim").size().to_dict() == {15: 5, 16: 4, 17: 4, 18: 4, 19: 4}
 
 
 @pytest.mark.parametrize(
@@ -355,7 +390,7 @@ def test_claims_of_planted_biases() -> None:
         (lambda t: PairReader(t, min_count=100_000), "0 query words"),
         (lambda t: TextRuns(t, "relu", positions="standard"), "use norm='before'"),
         (lambda t: LiteralBlock(hooked(attn_only=True, n_layers=2), residual=True), "give one of 1 layer, 1 head"),
-        (lambda t: text_scorecard(t, share=0.0), "share=0.0"),
+        (lambda t: text_rates(t, seeds=0), "seeds=0: need"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
@@ -365,18 +400,12 @@ def test_bad_input(text: Text, make: Any, sentence: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.fixture(scope="module")
-def scorecard() -> dict[int, Claim]:
-    return {claim.number: claim for claim in text_scorecard()}
-
-
 @pytest.mark.slow
 @pytest.mark.science
-@pytest.mark.parametrize("number", [15, 16, 17, 18, 19])
-def test_claims_on_the_standard_library(scorecard: dict[int, Claim], number: int) -> None:
-    """Judged by sign over three seeds: no part is against its claim, and those that held still do."""
-    claim = scorecard[number]
-    assert claim.verdict != "fails", claim
-    for quantity in HOLD[number]:
-        parts = [part for part in claim.measured.split("; ") if part.startswith(quantity)]
-        assert parts and all(part.endswith("(holds)") for part in parts), claim
+@pytest.mark.usefixtures("unchecked")
+def test_claims_on_the_standard_library() -> None:
+    """Judged by sign over five seeds."""
+    card = scorecard(range(15, 20), progress=False)
+    frame = card.to_dataframe()
+    assert set(frame[frame.verdict != "holds"].quantity) == OPEN, card.to_markdown()
+    assert "fails" not in set(frame.verdict)
