@@ -41,6 +41,9 @@ def text_bounce(
 ) -> "xr.Dataset":
     """Attention under Adam by ``kind``: it drops, and bounces back where the feed-forward layer is nonlinear (claims 15, 16).
 
+    Args:
+        start: how weights begin, which matters to how much comes back: see ``TextRuns``.
+
     Returns:
         As ``TextRuns.run``, over ``kind`` too.
 

@@ -26,7 +26,7 @@ from circuits.dynamics.scan_snap_text_model import (
     stdlib_words,
 )
 from circuits.dynamics.scan_snap_text_pairs import PairReader, PairRuns, lift_by_rank, text_null
-from circuits.dynamics.scan_snap_verdicts import Claim, sided
+from circuits.dynamics.scan_snap_verdicts import sided
 
 V = 12
 OPEN = {"bounce / drop, linear feed-forward layer"}
