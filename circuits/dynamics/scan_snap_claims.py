@@ -7,7 +7,7 @@ Source: Tian et al. 2023, section 6, figures 4 and 6.
 """
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -105,7 +105,7 @@ class Evidence:
         """Pair logits of transformers on text."""
         return text_null(self.text, reader=self.reader, progress=False, **self._shorter(1000))
 
-    def _shorter(self, steps: int) -> dict[str, int]:
+    def _shorter(self, steps: int) -> dict[str, Any]:
         """Options of an experiment on text: as it is, or one seed and so few steps that its claims are not testable."""
         return {"seeds": 1, "steps": max(3, steps // 50)} if self.fast else {}
 

@@ -174,9 +174,9 @@ class TextRuns:
             ``loss`` (nats a word, held out; chance ln d_vocab), with ``stderr`` and ``loss_stderr`` over the probe's sequences;
             ``distance``, how far attention moved since the checkpoint before (0 to 2, NaN at the first), and ``velocity``, the
             same a step; ``pattern`` ``[.., query, key]``, attention on the probe's first sequence; ``stable_rank`` of the lowest
-            ``W_in`` (1 to d_model; NaN without one); ``status``, "diverged" where the loss is not finite, all else then NaN. Over ``seed``: ``drop``, ``bounce``, ``ratio`` with their ``_stderr``,
-            ``minimum`` (its step) and ``bounce_state``, see ``Bounce``; ``snap_state``, ``snap`` and ``peak`` (steps) and
-            ``freeze_ratio``, see ``Snap``.
+            ``W_in`` (1 to d_model; NaN without one); ``status``, "diverged" where the loss is not finite, all else then NaN.
+            Over ``seed``: ``drop``, ``bounce``, ``ratio`` with their ``_stderr``, ``minimum`` (its step) and ``bounce_state``,
+            see ``Bounce``; ``snap_state``, ``snap`` and ``peak`` (steps) and ``freeze_ratio``, see ``Snap``.
 
         Raises:
             ValueError: steps to read at that are out of order or too few.

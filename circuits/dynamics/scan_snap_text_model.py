@@ -198,11 +198,12 @@ def begin_as_torch(block: LiteralBlock, seed: int) -> None:
     """
     rng, w = torch.Generator().manual_seed(seed), block.w
     d, d_mlp = len(w["W_U"]), len(w["W_out"]) if block.feed_forward else 0
-    within = {"W_U": d**-0.5, "b_U": d**-0.5, "W_O": d**-0.5} | dict.fromkeys(("W_Q", "W_K", "W_V"), (6 / (4 * d)) ** 0.5)
+    glorot = (6 / (4 * d)) ** 0.5
+    within = {"W_U": d**-0.5, "b_U": d**-0.5, "W_O": d**-0.5, "W_Q": glorot, "W_K": glorot, "W_V": glorot}
     if block.feed_forward:
         within |= {"W_in": d**-0.5, "b_in": d**-0.5, "W_out": d_mlp**-0.5, "b_out": d_mlp**-0.5}
     with torch.no_grad():
-        w["W_E"].copy_(torch.randn(w["W_E"].shape, generator=rng))
+        w["W_E"].normal_(generator=rng)
         for name, most in within.items():
             w[name].copy_((2 * torch.rand(w[name].shape, generator=rng) - 1) * most)
 
