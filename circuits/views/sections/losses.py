@@ -4,8 +4,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from circuits.detectors.in_context import LossCurves, RepeatLoss
-from circuits.dynamics.detect import attention_measure
+from circuits.dynamics.losses import loss_measures
 from circuits.models.checkpoints import Checkpoints
 from circuits.views.curves import in_context_curves, loss_along_context, loss_curves, rendered, repeat_loss_curve
 from circuits.views.formation import last_measured
@@ -16,17 +15,8 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
-LONGEST_REPEAT = 50
-
-
 def measures(run: Checkpoints) -> list[Wanted]:
-    """Loss on the run's own evaluation tokens, and on repeated random tokens, which every model can read."""
-    n = min(LONGEST_REPEAT, (run.cfg.n_ctx - 1) // 2)
-    wanted = [Wanted(RepeatLoss(n=n, ids=attention_measure(run).ids))]
-    if run.evaluation:
-        shortest = min(tokens.shape[1] for tokens in run.evaluation.values())
-        wanted.append(Wanted(LossCurves({corpus: tokens[:, :shortest] for corpus, tokens in run.evaluation.items()})))
-    return wanted
+    return [Wanted(measure) for measure in loss_measures(run)]
 
 
 def render(run: Checkpoints, results: Results) -> str:

@@ -7,12 +7,12 @@ from markupsafe import Markup
 
 from circuits.detectors.classify import THRESHOLD, Z_NEEDED
 from circuits.dynamics.detect import attention_measure
+from circuits.dynamics.losses import loss_measures
 from circuits.models.checkpoints import Checkpoints
 from circuits.views.curves import rendered, transition
 from circuits.views.formation import last_measured, strongest
 from circuits.views.html import count, evidence, image, paragraph, with_error
 from circuits.views.sections import Results, Section, Wanted
-from circuits.views.sections.losses import measures as loss_measures
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -21,7 +21,7 @@ HEADLINES = (("induction", "induction head"), ("previous_token", "previous-token
 
 
 def measures(run: Checkpoints) -> list[Wanted]:
-    return [Wanted(attention_measure(run)), *loss_measures(run)]
+    return [Wanted(measure) for measure in (attention_measure(run), *loss_measures(run))]
 
 
 def render(run: Checkpoints, results: Results) -> str:
