@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from circuits.dynamics.sweep import Task, gather, run_tasks
+from circuits.dynamics.sweep import Task, gather, has_artefact, run_tasks
 from circuits.models.checkpoints import Checkpoints
 from circuits.progress import bar
 from circuits.results import Measure, canonical
@@ -85,6 +85,11 @@ def gather_all(wanted: Iterable[tuple[Measure, Checkpoints]], store: Path) -> "t
         except ValueError as error:
             absent[measure.name] = without_paths(str(error))
     return results, absent
+
+
+def with_stored(measure: Measure, part: Checkpoints, run: Checkpoints, store: Path) -> tuple[Measure, Checkpoints]:
+    """A measure with the checkpoints it is computed at, and those of the whole run that the store has from elsewhere."""
+    return measure, run.select(step for step in run.steps if step in part or has_artefact(Task(measure, run, step, store)))
 
 
 def without_paths(text: str) -> str:

@@ -17,8 +17,8 @@ from markupsafe import Markup
 
 from circuits.dynamics.artefacts import write_dataset
 from circuits.dynamics.determinism import deterministic
-from circuits.dynamics.sweep import THREADS_PER_TASK, Task, check_checkpoints, check_sweep, evenly, has_artefact
-from circuits.dynamics.together import gather_all, measure_all, merged, without_paths
+from circuits.dynamics.sweep import THREADS_PER_TASK, Task, check_checkpoints, check_sweep, evenly
+from circuits.dynamics.together import gather_all, measure_all, merged, with_stored, without_paths
 from circuits.files import write_whole
 from circuits.models.checkpoints import Checkpoints
 from circuits.results import Measure, canonical
@@ -67,7 +67,7 @@ def report(
     wanted = measures_of(sections, run)
     computed = {name: (want.measure, run.select(steps_of(want, run))) for name, want in wanted.items()}
     measure_all((computed[name] for name, want in wanted.items() if want.cheap), store, workers=workers, progress=progress)
-    results, absent = gather_all((with_stored(*computed[name], run, store) for name in wanted), store)
+    results, absent = gather_all((read_at(*computed[name], run, store) for name in wanted), store)
     for name in absent:
         want = wanted[name]
         if not want.cheap and not any(Task(want.measure, run, step, store).record.exists() for step in run.steps):
@@ -127,15 +127,9 @@ def steps_of(want: Wanted, run: Checkpoints) -> list[int]:
     return evenly(run, len(run) if want.few is None else want.few)
 
 
-def with_stored(measure: Measure, part: Checkpoints, run: Checkpoints, store: Path) -> tuple[Measure, Checkpoints]:
-    """A measure with the checkpoints it was computed at for the report, and those that the store has from elsewhere.
-
-    A measure that is read at the last checkpoint alone stays so.
-    """
-    if len(part) < 2:
-        return measure, part
-    there = [step for step in run.steps if step in part or has_artefact(Task(measure, run, step, store))]
-    return measure, run.select(there)
+def read_at(measure: Measure, part: Checkpoints, run: Checkpoints, store: Path) -> tuple[Measure, Checkpoints]:
+    """A measure with the checkpoints that are read: also those that the store has, but for what is read at the last alone."""
+    return (measure, part) if len(part) < 2 else with_stored(measure, part, run, store)
 
 
 def body(section: Section, run: Checkpoints, results: "Mapping[str, xr.Dataset]") -> str:

@@ -24,7 +24,7 @@ from circuits.models.config import HookedTransformerConfig
 from circuits.models.hooked import HookedTransformer
 from circuits.views import ranks
 from circuits.views.coefficient_figures import coefficient_curves, predicted, text_curves, whole_curve
-from circuits.views.report import body, measures_of, notices, steps_of, with_stored
+from circuits.views.report import body, measures_of, notices, read_at, steps_of
 from circuits.views.sections import (
     Section,
     coefficient_nulls,
@@ -383,7 +383,7 @@ def test_the_report_reads_what_the_store_has_and_samples_nothing(
         one = results["rllc_mix"].sel(step=step, drop=True).drop_vars(["status", "reason"])
         write_dataset(task.artefact, one.assign_attrs(measure=what.name, key=task.key))
     asked_for = [(want.measure, run.select(steps_of(want, run))) for want in wanted.values()]
-    found, absent = gather_all((with_stored(*pair, run, tmp_path / "store") for pair in asked_for), tmp_path / "store")
+    found, absent = gather_all((read_at(*pair, run, tmp_path / "store") for pair in asked_for), tmp_path / "store")
     page = "\n".join(f"{notices(section, found, absent, run)}{body(section, run, found)}" for section in SECTIONS)
     assert page.count("circuits rllc mine&lt;/script&gt;") == len(wanted) and page.count("has no data.") == len(wanted) - 2
     assert "rllc_mix: 8 of 10 checkpoints have no data" in page and "All 16 cells are ok" in page

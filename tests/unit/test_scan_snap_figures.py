@@ -93,7 +93,7 @@ DRAWN = {
 
 
 def test_every_experiment_has_its_figure():
-    assert set(DRAWN) == set(EXPERIMENTS)
+    assert set(DRAWN) == {name for name in EXPERIMENTS if not name.startswith("text_")}
     for name, (draw, _) in DRAWN.items():
         assert EXPERIMENTS[name].figure.split(".")[1] == draw.__name__
 

@@ -1,0 +1,82 @@
+"""Evidence of a run: what is gathered, that a file gives it back, and what is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from circuits import Checkpoints, HookedTransformer
+from circuits.crosscheck.evidence import LAST, Evidence, evidence_measures, evidence_of
+from circuits.files import write_json
+from circuits.models.checkpoints import save_weights, step_file
+from circuits.models.config import HookedTransformerConfig
+
+CFG = HookedTransformerConfig(n_layers=2, d_model=8, n_heads=2, d_head=4, n_ctx=16, d_vocab=24, attn_only=True)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
+    """Two checkpoints, with a text and without a tokenizer."""
+    path = tmp_path_factory.mktemp("runs") / "mine"
+    write_json(path / "config.json", CFG.model_dump(mode="json"))
+    write_json(path / "meta.json", {"name": "mine", "seed": 7})
+    tokens = np.random.default_rng(0).integers(1, CFG.d_vocab, (20, CFG.n_ctx)).astype(np.int32)
+    save_weights(path / "evaluation.safetensors", {"code": torch.from_numpy(tokens)})
+    for step in (0, 5):
+        states = HookedTransformer(CFG).state_dict()
+        save_weights(step_file(path, step), {name: w * (1 + step) for name, w in states.items()}, step=step)
+    return Checkpoints.from_dir(path)
+
+
+@pytest.fixture(scope="module")
+def evidence(run: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Evidence:
+    return evidence_of(run, tmp_path_factory.mktemp("store"))
+
+
+def test_what_is_gathered(run: Checkpoints, evidence: Evidence, tmp_path: Path) -> None:
+    """Every cheap measure, roles among them, and for coefficients the command that samples them."""
+    names = {measure.name for measure, _ in evidence_measures(run)}
+    assert evidence.results.keys() == names | {"head_functions"} and {"attention_scores", "composition", "multigrams"} <= names
+    assert (evidence.run, evidence.seed) == ("mine", 7)
+    assert evidence.results["attention_scores"].sizes["step"] == 2
+    assert all(evidence.results[name]["step"].values.tolist() == [5] for name in LAST & names)
+    assert "circuits rllc mine" in evidence.absent["rllc_code"]
+    with pytest.raises(ValueError, match="nothing is known of mine"):
+        evidence_of(run, tmp_path / "empty", compute=False)
+
+
+def test_a_file_gives_it_back(evidence: Evidence, tmp_path: Path) -> None:
+    """To single precision, and equal evidence in equal bytes."""
+    first, second = (evidence.save(tmp_path / f"{name}.nc.xz").read_bytes() for name in "ab")
+    assert first == second
+    found = Evidence.load(tmp_path / "a.nc.xz")
+    assert (found.run, found.seed, found.absent) == (evidence.run, evidence.seed, evidence.absent)
+    assert found.results.keys() == evidence.results.keys()
+    for name, data in evidence.results.items():
+        xr.testing.assert_allclose(found.results[name], data, rtol=1e-6)
+        np.testing.assert_equal(found.results[name].attrs, data.attrs)
+
+
+@pytest.mark.parametrize("content", [b"", b"no file of ours", None])
+def test_other_files_are_refused(content: bytes | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "x.nc.xz").write_bytes(content)
+    with pytest.raises(ValueError, match="evidence") as caught:
+        Evidence.load(tmp_path / "x.nc.xz")
+    assert "\n" not in str(caught.value)
+
+
+def test_files_of_another_format_are_refused(evidence: Evidence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("circuits.crosscheck.evidence.FORMAT", 2)
+    path = evidence.save(tmp_path / "x.nc.xz")
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="has format 2, this version reads 1"):
+        Evidence.load(path)
+
+
+def test_a_store_that_is_a_file_is_refused(run: Checkpoints, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="give a folder"):
+        evidence_of(run, tmp_path / "file")
