@@ -83,7 +83,7 @@ def emerged(role: "xr.DataArray") -> "xr.Dataset":
         attrs={
             "measure": "function_emergence",
             "definition": "first measured step from which on the head has its last role; before: the measured step before",
-            "source": "circuits.views.emergence",
+            "source": "circuits.dynamics.emergence",
             "units": "training steps",
         },
     )

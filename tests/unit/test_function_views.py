@@ -16,6 +16,7 @@ from circuits.data.ngrams import NgramTable
 from circuits.data.skip_ngrams import skip_lift
 from circuits.detectors.pattern_statistics import pattern_statistics
 from circuits.detectors.roles import classify_functions
+from circuits.dynamics.emergence import UNDECIDED, emerged, roles_over_training
 from circuits.dynamics.together import merged
 from circuits.files import write_json
 from circuits.models.checkpoints import save_weights, step_file
@@ -25,7 +26,6 @@ from circuits.models.hooked import HookedTransformer
 from circuits.results import canonical
 from circuits.views import function_figures
 from circuits.views.curves import rendered
-from circuits.views.emergence import UNDECIDED, emerged, roles_over_training
 from circuits.views.function_wanted import PLAN, available, not_measured
 from circuits.views.passages import passage, places_of
 from circuits.views.sections import discover, multigrams

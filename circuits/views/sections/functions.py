@@ -17,11 +17,11 @@ from circuits.detectors.roles import (
     THRESHOLD,
     Z_NEEDED,
 )
+from circuits.dynamics.emergence import DECIDED, emerged, roles_over_training
 from circuits.dynamics.functions import ROLE_MEASURES, roles_of
 from circuits.models.checkpoints import Checkpoints
 from circuits.models.heads import Head
 from circuits.views.cells import TWO_LINES, at, heads_of, two_lines, untrained
-from circuits.views.emergence import DECIDED, emerged, roles_over_training
 from circuits.views.function_profile import profile
 from circuits.views.function_wanted import left_out, wanted
 from circuits.views.html import count, decimal, evidence, paragraph, spread, table, with_error
