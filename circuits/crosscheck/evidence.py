@@ -1,7 +1,8 @@
 """What is known of one training run: the results that the cross-check reads, from the run itself or from a file.
 
 A run's weights are large and can be made anew; what was measured of them is small. So evidence can be kept in one file, floats
-rounded to single precision, and read back where the weights are not: other seeds of a run take part in a cross-check by it.
+rounded to single precision and samplers' draws left out, and read back where the weights are not: other seeds of a run take part
+in a cross-check by it.
 
 Measures are those of ``circuits detect``, ``weights``, ``paths`` and ``rllc``, with the same artefacts. What is cheap is measured
 at every checkpoint, the rest at a few that are evenly spread, and coefficients where they were sampled.
@@ -91,9 +92,9 @@ class Evidence:
 
 
 def _rounded(results: "Mapping[str, xr.Dataset]") -> "Iterable[tuple[str, xr.Dataset]]":
-    """Results with floats in single precision, in the order of their names."""
+    """Results with floats in single precision and without draws, in the order of their names."""
     for name in sorted(results):
-        data = results[name].drop_encoding()
+        data = results[name].drop_encoding().drop_dims("draw", errors="ignore")
         wide = [key for key, values in data.data_vars.items() if values.dtype == np.float64]
         yield f"/{name}", data.assign({key: data[key].astype(np.float32) for key in wide})
 

@@ -59,6 +59,12 @@ def test_a_file_gives_it_back(evidence: Evidence, tmp_path: Path) -> None:
         np.testing.assert_equal(found.results[name].attrs, data.attrs)
 
 
+def test_draws_are_left_out(tmp_path: Path) -> None:
+    data = xr.Dataset({"value": ("step", [1.0, 2.0]), "loss": (("step", "draw"), np.ones((2, 9)))}, coords={"step": [0, 5]})
+    found = Evidence.load(Evidence("mine", None, {"rllc_mix": data}).save(tmp_path / "x.nc.xz")).results["rllc_mix"]
+    assert set(found.data_vars) == {"value"} and found["value"].values.tolist() == [1.0, 2.0]
+
+
 @pytest.mark.parametrize("content", [b"", b"no file of ours", None])
 def test_other_files_are_refused(content: bytes | None, tmp_path: Path) -> None:
     if content is not None:
