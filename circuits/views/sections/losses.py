@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
+
 def measures(run: Checkpoints) -> list[Wanted]:
     return [Wanted(measure) for measure in loss_measures(run)]
 
