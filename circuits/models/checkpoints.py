@@ -238,12 +238,18 @@ class Checkpoints:
         """The run's text for n-gram statistics: token streams int64 ``[token]`` without BOS, empty where it ships none.
 
         Of each corpus kind ``<kind>``, held out from training, and ``<kind>_train``, a sample of what was trained on; what
-        ``circuits.dynamics.train.corpus_tokens`` says of their lengths. Read when first asked for.
+        ``circuits.dynamics.train.corpus_tokens`` says of their lengths. Read when first asked for. Runs of one text can share
+        its streams: a run without them reads those of the run that ``meta.json`` names as ``corpus_of``, relative to its folder.
 
         Raises:
-            ValueError: ``corpus.safetensors`` is broken, or holds something else than flat streams of token ids.
+            ValueError: ``corpus.safetensors`` is broken, or holds something else than flat streams of token ids; the run that
+                has it is not there.
         """
-        found = self.beside("corpus.safetensors")
+        found, other = self.beside("corpus.safetensors"), self.meta.get("corpus_of")
+        if found is None and other and self.path is not None:
+            found = self.path / str(other) / "corpus.safetensors"
+            if not found.is_file():
+                raise ValueError(f"{self.name} reads its text from {other}, and there is no {found}; put that run beside it")
         return {} if found is None else read_streams(found)
 
     def export(self, out: str | Path, *, steps: Iterable[int] | None = None, dtype: str = "float16") -> Path:

@@ -47,7 +47,8 @@ def export_run(run: Checkpoints, out: Path, *, dtype: str) -> Path:
         if (found := run.beside(name)) is not None:
             files.append(_copy(found, out / name))
     hashes = {file.relative_to(out).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-    write_json(out / "meta.json", {"name": run.name} | run.meta | {"steps": list(run.steps), "dtype": dtype, "sha256": hashes})
+    about = {key: value for key, value in run.meta.items() if key != "corpus_of"}  # its text is written with it
+    write_json(out / "meta.json", {"name": run.name} | about | {"steps": list(run.steps), "dtype": dtype, "sha256": hashes})
     return out
 
 

@@ -193,6 +193,21 @@ def test_corpus_streams_are_read_when_asked_for_and_do_not_travel(run, tmp_path)
     assert len(packed) < 10_000 and pickle.loads(packed).corpus["prose"].tolist() == [70_000]
 
 
+def test_runs_of_one_text_share_its_streams(tiny, tmp_path):
+    """Read from the run that has them, written in full by an export, and missed in one sentence where that run is gone."""
+    for name in ("a", "b"):
+        tiny.run(tmp_path / name)
+    save_weights(tmp_path / "a" / "corpus.safetensors", {"code": torch.arange(40, dtype=torch.int32)})
+    write_json(tmp_path / "b" / "meta.json", {"name": "b", "corpus_of": "../a"})
+    run = Checkpoints.from_dir(tmp_path / "b")
+    assert run.corpus["code"].tolist() == list(range(40))
+    written = Checkpoints.from_dir(run.export(tmp_path / "out" / "b"))
+    assert written.corpus["code"].tolist() == list(range(40)) and "corpus_of" not in written.meta
+    (tmp_path / "a" / "corpus.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"b reads its text from \.\./a, and there is no .*corpus.safetensors; put that run"):
+        _ = Checkpoints.from_dir(tmp_path / "b").corpus
+
+
 @pytest.mark.parametrize(
     ("ids", "what"),
     [
