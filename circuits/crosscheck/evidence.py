@@ -99,6 +99,20 @@ def _rounded(results: "Mapping[str, xr.Dataset]") -> "Iterable[tuple[str, xr.Dat
         yield f"/{name}", data.assign({key: data[key].astype(np.float32) for key in wide})
 
 
+def opened(path: str | Path) -> "Evidence | Checkpoints":
+    """What a path holds: evidence, in a file of ``Evidence.save``, or a run of which it is still to be gathered, in a folder.
+
+    Raises:
+        ValueError: neither, or broken.
+    """
+    return Checkpoints.from_dir(path) if Path(path).is_dir() else Evidence.load(path)
+
+
+def seeds_beside(run: Checkpoints) -> list[Path]:
+    """Files of evidence that come with a run, of other seeds of its recipe: ``seeds/*.nc.xz`` in its folder."""
+    return [] if run.path is None else sorted((run.path / "seeds").glob("*.nc.xz"))
+
+
 def evidence_measures(run: Checkpoints) -> list[tuple[Measure, Checkpoints]]:
     """What a cross-check reads of a run, each measure with the checkpoints it is computed at; coefficients are not among them."""
     few, last = run.select(evenly(run, FEW)), run.select([run.steps[-1]])
@@ -139,5 +153,10 @@ def evidence_of(
         results["head_functions"] = roles
     if not results:
         raise ValueError(f"nothing is known of {run.name}: {next(iter(absent.values()), 'it has no text')}")
+    return Evidence(run.name, seed_of(run), results, absent)
+
+
+def seed_of(run: Checkpoints) -> int | None:
+    """The seed of a run's training; None where it does not say."""
     seed = run.meta.get("seed")
-    return Evidence(run.name, seed if isinstance(seed, int) else None, results, absent)
+    return seed if isinstance(seed, int) else None

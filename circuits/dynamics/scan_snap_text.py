@@ -263,9 +263,11 @@ def chosen(text: Text | None, seeds: int) -> tuple[Text, tuple[int, ...]]:
     """What an experiment trains on: a text, or the standard library's words, and seeds from 0 on.
 
     Raises:
-        ValueError: no seeds.
+        TypeError: the text is something else. ValueError: no seeds.
     """
     check_whole("seeds", seeds, 1)
+    if text is not None and not isinstance(text, Text):
+        raise TypeError(f"text is a {type(text).__name__}; give Text(train, held_out, d_vocab) of word ids, or None")
     return stdlib_words() if text is None else text, tuple(range(seeds))
 
 

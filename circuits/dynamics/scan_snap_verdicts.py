@@ -96,7 +96,7 @@ class Scorecard:
     def to_markdown(self) -> str:
         """Both tables as Markdown: claims, then checks."""
         wanted = ["claim", "role", "quantity", "expected", "measured", "stderr", "verdict", "rule"]
-        return f"{_table(self.summary())}\n\n{_table(self.to_dataframe().reindex(columns=wanted))}\n"
+        return f"{markdown_table(self.summary())}\n\n{markdown_table(self.to_dataframe().reindex(columns=wanted))}\n"
 
 
 def near(
@@ -184,8 +184,8 @@ def _interval(low: float, high: float) -> str:
     return f"<= {high:.4g}" if math.isinf(low) else f"{low:.4g} to {high:.4g}"
 
 
-def _table(frame: "pd.DataFrame") -> str:
-    """A data frame in Markdown, numbers to four digits."""
+def markdown_table(frame: "pd.DataFrame") -> str:
+    """A data frame in Markdown, numbers to four digits, NaN empty."""
 
     def row(cells: Sequence[Any]) -> str:
         return f"| {' | '.join(_cell(cell) for cell in cells)} |"

@@ -9,6 +9,7 @@ import torch
 import xarray as xr
 
 from circuits import Checkpoints, detect
+from circuits.crosscheck.evidence import Evidence, evidence_measures, seeds_beside
 from circuits.detectors.in_context import RepeatLoss
 from circuits.dynamics.artefacts import is_whole
 from circuits.dynamics.coefficients import coefficient_measures, reference_of
@@ -42,7 +43,8 @@ def test_every_file_is_the_one_that_was_exported(checkout: Path, name: str):
     run = opened(checkout, name)
     assert len(run) in RUNS[name] and list(run.steps) == meta["steps"]
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert {file for file in there if not file.startswith("results/")} == {*meta["sha256"], "meta.json", "README.md"}
+    measured = ("results/", "seeds/")
+    assert {file for file in there if not file.startswith(measured)} == {*meta["sha256"], "meta.json", "README.md"}
     for file, digest in meta["sha256"].items():
         assert hashlib.sha256((folder / file).read_bytes()).hexdigest() == digest, file
     last = meta["sha256"][f"checkpoints/step_{run.steps[-1]:09d}.safetensors"]
@@ -61,6 +63,18 @@ def test_results_that_ship_are_those_of_these_weights_and_settings(checkout: Pat
     there = list((checkout / "fixtures" / name / "results").rglob("*.nc.xz"))
     assert {Path("results") / file.parent.name / file.stem for file in there} <= known
     assert all(is_whole(file) for file in there)
+
+
+def test_evidence_of_other_seeds_is_of_the_same_recipe(checkout: Path):
+    """Another seed, heads and measures as here, at the same checkpoints; versions are those of today's measures."""
+    run = opened(checkout, "stdlib-2l")
+    now = {measure.name: measure.version for measure, _ in evidence_measures(run)}
+    for path in seeds_beside(run):
+        found = Evidence.load(path)
+        assert found.seed not in (None, run.meta["seed"]) and f"seed-{found.seed}" in path.name
+        assert now.keys() <= found.results.keys() and {"rllc_mix", "nulls_mix", "head_functions"} <= found.results.keys()
+        assert found.results["attention_scores"]["step"].values.tolist() == list(run.steps)
+        assert {name: found.results[name].attrs["version"] for name in now} == now
 
 
 def test_all_fixtures_together_are_small(checkout: Path):

@@ -391,11 +391,12 @@ def test_a_quick_look_decides_nothing_on_text() -> None:
         (lambda t: TextRuns(t, "relu", positions="standard"), "use norm='before'"),
         (lambda t: LiteralBlock(hooked(attn_only=True, n_layers=2), residual=True), "give one of 1 layer, 1 head"),
         (lambda t: text_rates(t, seeds=0), "seeds=0: need"),
+        (lambda t: text_rates(OTHER), "text is a str; give Text"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
 def test_bad_input(text: Text, make: Any, sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence.replace("(", r"\(")) as caught:
+    with pytest.raises((ValueError, TypeError), match=sentence.replace("(", r"\(")) as caught:
         make(text)
     assert "\n" not in str(caught.value)
 
