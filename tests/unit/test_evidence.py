@@ -1,6 +1,5 @@
 """Evidence of a run: what is gathered, that a file gives it back, and what is refused."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +30,24 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
     return Checkpoints.from_dir(path)
 
 
-@pytest.fixture(scope="module")
-def evidence(run: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Evidence:
-    return evidence_of(run, tmp_path_factory.mktemp("store"))
+@pytest.fixture
+def few() -> Evidence:
+    """Results of the kinds that there are: numbers, counts, words, NaN, and attributes of any type."""
+    rng, dims = np.random.default_rng(0), ("step", "layer", "head")
+    value = rng.normal(size=(2, 2, 3))
+    value[0, 0, 0] = np.nan
+    role = np.array([["none", "induction"]] * 2)
+    results = {
+        "repeat_loss": xr.Dataset({"value": (dims, value), "n": (dims, rng.integers(0, 9, value.shape))}, {"step": [0, 5]}),
+        "head_functions": xr.Dataset({"role": (("layer", "head"), role)}),
+    }
+    results["repeat_loss"].attrs = {"version": 3, "smallest_p": np.nan, "config": '{"a": "<b>"}'}
+    return Evidence("mine", 7, results, {"rllc_mix": "It takes long."})
 
 
-def test_what_is_gathered(run: Checkpoints, evidence: Evidence, tmp_path: Path) -> None:
+def test_what_is_gathered(run: Checkpoints, tmp_path: Path) -> None:
     """Every cheap measure, roles among them, and for coefficients the command that samples them."""
+    evidence = evidence_of(run, tmp_path / "store")
     names = {measure.name for measure, _ in evidence_measures(run)}
     assert evidence.results.keys() == names | {"head_functions"} and {"attention_scores", "composition", "multigrams"} <= names
     assert (evidence.run, evidence.seed) == ("mine", 7)
@@ -46,13 +56,6 @@ def test_what_is_gathered(run: Checkpoints, evidence: Evidence, tmp_path: Path) 
     assert "circuits rllc mine" in evidence.absent["rllc_code"]
     with pytest.raises(ValueError, match="nothing is known of mine"):
         evidence_of(run, tmp_path / "empty", compute=False)
-
-
-@pytest.fixture
-def few(evidence: Evidence) -> Evidence:
-    """A part of it, as files of all take seconds to write."""
-    kept = ("repeat_loss", "composition", "head_functions", "multigrams")
-    return replace(evidence, results={name: evidence.results[name] for name in kept})
 
 
 def test_a_file_gives_it_back(few: Evidence, tmp_path: Path) -> None:
