@@ -385,7 +385,7 @@ def test_no_lag_no_order():
 @pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 def test_no_lag_no_order_in_95_percent(record_property):
-    rate = np.mean([together(run, 0.0, draws=DRAWS) == "undecided" for run in range(RUNS)])
+    rate = float(np.mean([together(run, 0.0, draws=DRAWS) == "undecided" for run in range(RUNS)]))
     record_property("undecided", rate)
     assert rate >= 0.95
 
