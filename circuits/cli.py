@@ -3,7 +3,6 @@
 Exit codes: 0; 2 when the input was refused (one sentence on stderr); 130 after Ctrl-C.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,9 +10,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from circuits.cli_options import Run, Store, Workers, argument, find_run, option, processes, reports
+from circuits.crosscheck_cli import app as crosscheck_app
 from circuits.scan_snap_cli import app as scan_snap_app
 
-SHIPPED_RUN = Path("fixtures/stdlib-2l")
 ATTENTION, ALL = "attention", "all"
 
 
@@ -41,49 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(scan_snap_app)
-
-
-def option(text: str) -> Any:
-    """An option whose default is told in words, if it has one worth telling."""
-    return typer.Option(help=text, show_default=False)
-
-
-def argument(text: str) -> Any:
-    """A positional argument, likewise."""
-    return typer.Argument(help=text, show_default=False)
-
-
-Run = Annotated[Path | None, argument("Folder of a training run; default: fixtures/stdlib-2l of the checkout.")]
-Store = Annotated[Path | None, option("Folder of cached artefacts; default: reports/<run>/store.")]
-Workers = Annotated[
-    int | None, option("Processes to measure in, 0 for this one; default: one for each core. The numbers are the same.")
-]
-
-
-def find_run(given: Path | None) -> Path:
-    """The run that was named, or the shipped one of the checkout that holds the working directory.
-
-    Raises:
-        ValueError: none was named and there is no checkout here.
-    """
-    if given is not None:
-        return given
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / SHIPPED_RUN / "config.json").is_file():
-            return folder / SHIPPED_RUN
-    raise ValueError(f"no run was named and {here} is not in a checkout that has {SHIPPED_RUN}: name one, circuits report RUN")
-
-
-def reports(run: Path) -> Path:
-    """Where the results of a run go unless the user says otherwise, relative to the working directory."""
-    return Path("reports") / run.resolve().name
-
-
-def processes(asked: int | None) -> int:
-    """How many processes to measure in: as asked, else one for each core, which on a single core is this one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return asked if asked is not None else cores if cores > 1 else 0
+app.add_typer(crosscheck_app)
 
 
 def read_steps(text: str) -> list[int]:
@@ -145,6 +103,10 @@ def report(
     out: Annotated[Path | None, option("Folder for the two files; default: reports/<run>.")] = None,
     store: Store = None,
     workers: Workers = None,
+    recompute: Annotated[
+        bool,
+        typer.Option("--recompute", help="Measure all anew, also what ships or is in the store; coefficients take hours."),
+    ] = False,
 ) -> None:
     """Measure every head at every checkpoint; write one HTML page and one results file."""
     run = find_run(run)
@@ -152,7 +114,9 @@ def report(
     from circuits.models.checkpoints import Checkpoints
     from circuits.views.report import report as write_report
 
-    written = write_report(Checkpoints.from_dir(run), out, store or reports(run) / "store", workers=processes(workers))
+    written = write_report(
+        Checkpoints.from_dir(run), out, store or reports(run) / "store", workers=processes(workers), recompute=recompute
+    )
     typer.echo(written.html)
     typer.echo(written.results)
 
@@ -295,54 +259,6 @@ def measure_scan_snap(
     found = scan_snap(Checkpoints.from_dir(run), parts, store=store or reports(run) / "store", workers=processes(workers))
     write_found(out, found)
     typer.echo(out)
-
-
-@app.command()
-def evidence(
-    run: Annotated[Path, argument("Folder of a training run.")],
-    out: Annotated[Path | None, option("The packed file; default: reports/<run>/evidence.nc.xz.")] = None,
-    store: Store = None,
-    workers: Workers = None,
-) -> None:
-    """Gather what a cross-check reads of a run into one small file, which takes part in others without the run's weights."""
-    from circuits.crosscheck.evidence import evidence_of
-    from circuits.models.checkpoints import Checkpoints
-
-    out = out or reports(run) / "evidence.nc.xz"
-    if out.is_dir():
-        raise ValueError(f"{out} is a folder; give the name of a file, such as {out / 'evidence.nc.xz'}")
-    found = evidence_of(Checkpoints.from_dir(run), store or reports(run) / "store", workers=processes(workers))
-    for name, reason in found.absent.items():
-        typer.echo(f"circuits: {name} has no data: {' '.join(reason.split())}", err=True)
-    typer.echo(found.save(out))
-
-
-@app.command()
-def crosscheck(
-    run: Run = None,
-    others: Annotated[
-        list[Path] | None,
-        typer.Option("--other", help="Another seed of the recipe: a run's folder or a file of evidence; may be repeated."),
-    ] = None,
-    one_layer: Annotated[
-        Path | None, option("A run of one layer, or its evidence; default: the reference that the run names.")
-    ] = None,
-    out: Annotated[Path | None, option("Folder of the files; default: reports/<run>.")] = None,
-    store: Store = None,
-    workers: Workers = None,
-) -> None:
-    """Lay detectors, weights, paths and coefficients against each other; write crosscheck.nc, scorecard.csv and scorecard.md.
-
-    Coefficients are read and never sampled: circuits rllc RUN. Seeds that come with the run take part.
-    """
-    from circuits.crosscheck.crosscheck import check_run, write_crosscheck
-
-    run = find_run(run)
-    found = check_run(run, others or [], one_layer=one_layer, store=store or reports(run) / "store", workers=processes(workers))
-    for name, reason in found.absent.items():
-        typer.echo(f"circuits: {name} has no data: {' '.join(reason.split())}", err=True)
-    for path in write_crosscheck(found, out or reports(run)):
-        typer.echo(path)
 
 
 @app.command()

@@ -12,8 +12,7 @@ How readings of runs become a verdict, and which p there could be at best, is in
 about two-layer runs, ``seeds``, that differ in their seeds, and about a one-layer run of the same recipe. What one run can show
 is judged in it: over its examples, over its heads by exchange. What evidence lacks makes a claim untestable, never an error.
 
-Source: the numbers are those of section 6 of this package's notes on circuits (Elhage et al. 2021; Olsson et al. 2022; others
-there).
+Source: Elhage et al. 2021; Olsson et al. 2022; others beside each claim; bounds that are ours: ``docs/decisions/0012``.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,7 +49,7 @@ def claim_5(seeds: Sequence[Evidence], one_layer: Evidence | None = None) -> Cla
         "Spearman's correlation of a triple's value with its lift in held-out text is at least .5; triples that come as a bug "
         "of two others are spoken against more often than others.",
         "Exchanged triples; the text's own association of destination and output.",
-        "Elhage et al. 2021, Skip-trigrams; correlation of section 6 of this package's notes on circuits",
+        "Elhage et al. 2021, Skip-trigrams; the bound is this package's",
         (decide("correlation of value and lift", untold(needed), least=0.5),),
     )
 

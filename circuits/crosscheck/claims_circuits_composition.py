@@ -8,8 +8,7 @@ Pairs of claim 9 are those of the layers of the previous-token head and the indu
 the weights and have no error within a run. Their ranks are judged among other pairs, shares of pairs by leaving out heads.
 Excluded: pairs with a layer in which neither a previous-token nor an induction head was found (claim 9).
 
-Sources: Elhage et al. 2021, Two-layer models (with the erratum on the figure); bounds of section 6 of this package's notes on
-circuits.
+Sources: Elhage et al. 2021, Two-layer models (with the erratum on the figure); bounds that are ours: ``docs/decisions/0012``.
 """
 
 from collections.abc import Sequence

@@ -145,7 +145,7 @@ def claim_23(seeds: Sequence[Evidence], one_layer: Evidence | None = None) -> Cl
         f"Copying statistics, norms, singular values and composition from factors equal those of dense matrices to {EXACT:g} in "
         f"float64; the diagonal's score of a perfect head is n / (n + 2), for n of {REPEATS[0]} to {REPEATS[-1]}.",
         "Another head's dense matrices; another n.",
-        "Elhage et al. 2021 (erratum on composition); section 4.7 of this package's notes on circuits",
+        "Elhage et al. 2021 (erratum on composition)",
         (
             *(both(shape) for shape in shapes(seeds, one_layer)),
             decide(

@@ -17,7 +17,7 @@ Together by chance: of ``k`` changes anywhere in ``U`` doublings a span of ``s``
 x^k``, ``x = s / U``. In order by chance: each of ``k!`` orders has the same probability.
 
 Sources: Olsson et al. 2022, argument 1 (the bump is the only place where the loss is not convex); change as the largest
-derivative in log steps: section 6.1 of this package's notes on circuits; scatter: Gasser, Sroka & Jennen-Steinmetz 1986.
+derivative in log steps: ``docs/decisions/0012``; scatter: Gasser, Sroka & Jennen-Steinmetz 1986.
 """
 
 from collections.abc import Sequence

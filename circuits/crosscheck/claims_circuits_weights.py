@@ -8,7 +8,7 @@ Everything is read at the last checkpoint. These are functions of the weights an
 of heads as a sample where that is said, their p come from random heads or from exchange of heads.
 
 Sources: Elhage et al. 2021 (copying, "How induction heads work"); Olsson et al. 2022, argument 4 and "trace of QK eigenvalues";
-bounds of section 6 of this package's notes on circuits.
+bounds: ``docs/decisions/0012``.
 """
 
 from collections.abc import Callable, Sequence

@@ -16,6 +16,7 @@ from circuits.crosscheck.claims_llc import claims_llc
 from circuits.crosscheck.cluster_agreement import compare
 from circuits.crosscheck.curves import FALLS, head_curves, run_curves
 from circuits.crosscheck.evidence import Evidence, evidence_of, opened, seed_of, seeds_beside
+from circuits.crosscheck.scorecard import scorecard
 from circuits.crosscheck.timing import lag
 from circuits.crosscheck.verdict import Claim, summary, to_dataframe
 from circuits.dynamics.artefacts import write_dataset
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 CLUSTER_DRAWS = 100
 """Of curves and roles for the intervals of Rand indices; of these the extreme ones count, so that fewer would be too narrow."""
 
+PARTS = ("stages", "clusters", "agreement", "lags", "scorecard")
 ROW = ("claim", "role", "quantity", "expected", "published", "measured", "low", "high", "p", "least_p", "verdict", "reason")
 """Columns of the scorecard in Markdown; the table in CSV has all."""
 
@@ -44,8 +46,9 @@ class CrossCheck:
 
     Attributes:
         run: its name. runs: names of all runs that claims were checked on. results: datasets by part: ``stages`` (see
-            ``circuits.dynamics.stages``), ``clusters`` (``cluster_agreement.compare``), ``heads`` (``agreement``), ``lags``
-            (``timing.lag``). claims: of the papers. absent: why a part is missing.
+            ``circuits.dynamics.stages``), ``clusters`` (``cluster_agreement.compare``), ``agreement`` (of every head), ``lags``
+            (``timing.lag``), ``scorecard`` (of that name). claims: of the papers, which the scorecard is of. absent: why a part
+            is missing.
     """
 
     run: str
@@ -56,38 +59,40 @@ class CrossCheck:
 
 
 def crosscheck(
-    runs: Sequence[Evidence], *, one_layer: Evidence | None = None, claims: bool = True, progress: bool | None = None
+    runs: Sequence[Evidence],
+    *,
+    one_layer: Evidence | None = None,
+    parts: Sequence[str] = PARTS,
+    progress: bool | None = None,
 ) -> CrossCheck:
     """Lay detectors, weights, paths and coefficients of a run against each other.
 
     Args:
         runs: the run, then others of the same recipe. one_layer: a run of one layer, for claims about what it cannot do.
-        claims: also check the claims of the papers. progress: show a bar.
+        parts: which of ``PARTS``. progress: show a bar.
 
     Raises:
-        ValueError: no runs, or one of them twice.
+        ValueError: no runs, one of them twice, or a part that there is not.
     """
     runs = told_apart(runs)
+    if unknown := [part for part in parts if part not in PARTS]:
+        raise ValueError(f"parts has {', '.join(map(repr, unknown))}; give some of {', '.join(PARTS)}")
     results: dict[str, xr.Dataset] = {}
     absent: dict[str, str] = {}
-    first = runs[0]
-    parts: dict[str, Callable[[], xr.Dataset]] = {
-        "stages": lambda: _stages(first),
-        "clusters": lambda: _clusters(first),
-        "heads": lambda: agreement(first.results),
-        "lags": lambda: _lags(first),
-    }
-    judged: tuple[Claim, ...] = ()
-    asked = [*parts, *(["claims"] if claims else [])]
-    for part in bar(asked, label=f"cross-check, {first.run}", on=progress):
-        if part == "claims":
-            judged = (*claims_llc(runs), *claims_circuits(runs, one_layer))
+    claims: tuple[Claim, ...] = ()
+    made: dict[str, Callable[[Evidence], xr.Dataset]] = {
+        "stages": _stages, "clusters": _clusters, "agreement": lambda run: agreement(run.results), "lags": _lags
+    }  # fmt: skip
+    for part in bar([part for part in PARTS if part in parts], label=f"cross-check, {runs[0].run}", on=progress):
+        if part == "scorecard":
+            claims = (*claims_llc(runs), *claims_circuits(runs, one_layer))
+            results[part] = scorecard(claims, [run.run for run in runs])
             continue
         try:
-            results[part] = parts[part]()
+            results[part] = made[part](runs[0])
         except ValueError as error:
             absent[part] = str(error)
-    return CrossCheck(first.run, tuple(run.run for run in runs), results, judged, absent)
+    return CrossCheck(runs[0].run, tuple(run.run for run in runs), results, claims, absent)
 
 
 def told_apart(runs: Sequence[Evidence]) -> tuple[Evidence, ...]:
@@ -133,6 +138,7 @@ def check_run(
     others: Sequence[str | Path] = (),
     *,
     one_layer: str | Path | None = None,
+    parts: Sequence[str] = PARTS,
     store: str | Path,
     workers: int = 0,
     progress: bool | None = None,
@@ -140,16 +146,17 @@ def check_run(
     """Cross-check a run's folder, with the seeds that come with it.
 
     Args:
-        run: the folder. others: folders or files of evidence of other seeds; a seed among them takes the place of the one that
-            comes with the run. one_layer: of a run of one layer (default: the
-            run's reference, if that has one layer). store: folder of artefacts; what is cheap and missing is measured into it.
+        run: the folder, or a file of evidence. others: folders or files of evidence of other seeds; a seed among them takes the
+            place of the one that comes with the run. one_layer: of a run of one layer (default: the run's reference, if that has
+            one layer). parts: which of ``PARTS``. store: folder of artefacts; what is cheap and missing is measured into it.
         workers, progress: see ``evidence_of``.
 
     Raises:
         ValueError: a folder or file is missing or broken, a seed is given twice, or one_layer has more; before any work is done.
     """
-    first = Checkpoints.from_dir(run)
-    given, single = [opened(path) for path in others], reference_of(first) if one_layer is None else opened(one_layer)
+    first, given = opened(run), [opened(path) for path in others]
+    folder = first if isinstance(first, Checkpoints) else None
+    single = opened(one_layer) if one_layer is not None else reference_of(folder) if folder is not None else None
     layers = single.cfg.n_layers if isinstance(single, Checkpoints) else 1
     if one_layer is not None and layers != 1:
         raise ValueError(f"{one_layer} has {layers} layers; one_layer is a run of a single layer")
@@ -160,21 +167,24 @@ def check_run(
 
     seeds = [gathered(one) for one in (first, *given)]
     known = {run.seed for run in seeds}
-    seeds += [found for found in map(Evidence.load, seeds_beside(first)) if found.seed not in known]
+    seeds += [found for found in map(Evidence.load, [] if folder is None else seeds_beside(folder)) if found.seed not in known]
     alone = None if single is None or layers != 1 else gathered(single)
-    return crosscheck(seeds, one_layer=alone, progress=progress)
+    return crosscheck(seeds, one_layer=alone, parts=parts, progress=progress)
 
 
 def write_crosscheck(found: CrossCheck, out: str | Path) -> list[Path]:
-    """Write ``crosscheck.nc``, all parts in one file, and the claims: ``scorecard.csv``, a row a check, and ``scorecard.md``."""
-    out = Path(out)
-    data = out / "crosscheck.nc"
+    """Write ``crosscheck.nc``, all parts in one file, and the claims as tables, see ``write_scorecard``."""
+    data = Path(out) / "crosscheck.nc"
     write_dataset(data, merged(found.results, title=f"circuits crosscheck: {found.run}"))
-    rows = to_dataframe(found.claims)
-    claims, checks = markdown_table(summary(found.claims)), markdown_table(rows.reindex(columns=list(ROW)))
-    table, page = rows.to_csv(index=False), f"{claims}\n\n{checks}\n"
+    return [data, *write_scorecard(found.claims, out)]
+
+
+def write_scorecard(claims: Sequence[Claim], out: str | Path) -> list[Path]:
+    """Write ``scorecard.csv``, a row a check with all there is of it, and ``scorecard.md``, claims and checks to be read."""
+    out, rows = Path(out), to_dataframe(claims)
+    table = rows.to_csv(index=False)
+    page = f"{markdown_table(summary(claims))}\n\n{markdown_table(rows.reindex(columns=list(ROW)))}\n"
     return [
-        data,
         write_whole(out / "scorecard.csv", lambda aside: aside.write_text(table, encoding="utf-8")),
         write_whole(out / "scorecard.md", lambda aside: aside.write_text(page, encoding="utf-8")),
     ]

@@ -1,12 +1,12 @@
 """The scorecard as a dataset, to be kept and carried beside other results, and back.
 
-A row for every check; what a claim says of all its checks stands in each of their rows. ``values`` has a column for every run that
-had the data of the check, NaN in the others: which runs these are stands in ``reason``.
+A row for every check; what a claim says of all its checks stands in each of their rows. ``values`` has a column for every run
+that had the data of the check, NaN in the others: which runs these are stands in ``reason``.
 """
 
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,7 +35,9 @@ def scorecard(claims: Sequence[Claim], runs: Sequence[str] = ()) -> "xr.Dataset"
     rows = [(claim, check) for claim in claims for check in claim.checks]
     if not rows:
         raise ValueError("no claims were given; give those of circuits.crosscheck.crosscheck.crosscheck")
-    columns = {f"claim_{name}": [getattr(claim, name) for claim, _ in rows] for name in (*OF_CLAIM, "verdict", "least_p", "reason")}
+    columns = {
+        f"claim_{name}": [getattr(claim, name) for claim, _ in rows] for name in (*OF_CLAIM, "verdict", "least_p", "reason")
+    }
     columns |= {name: [getattr(check, name) for _, check in rows] for name in OF_CHECK}
     values = np.full((len(rows), max(1, *(len(check.values) for _, check in rows))), np.nan)
     for row, (_, check) in zip(values, rows, strict=True):
@@ -48,17 +50,20 @@ def scorecard(claims: Sequence[Claim], runs: Sequence[str] = ()) -> "xr.Dataset"
         "runs": "; ".join(runs),
     }
     return xr.Dataset(
-        {name: ("check", np.array(column)) for name, column in columns.items()} | {"values": (("check", "run"), values)}, attrs=attrs
+        {name: ("check", np.array(column)) for name, column in columns.items()} | {"values": (("check", "run"), values)},
+        attrs=attrs,
     )
 
 
 def claims_of(data: "xr.Dataset") -> tuple[Claim, ...]:
     """The claims that a dataset of ``scorecard`` holds."""
-    found: dict[str, tuple[tuple[str, ...], list[Check]]] = {}
+    found: dict[str, list[Check]] = {}
+    of: dict[str, dict[str, str]] = {}
     for at in range(data.sizes["check"]):
         row = data.isel(check=at)
-        said = tuple(str(row[f"claim_{name}"].item()) for name in OF_CLAIM)
         values = row["values"].values[np.isfinite(row["values"].values)]
-        told = {name: row[name].item() if name in NUMBERS else str(row[name].item()) for name in OF_CHECK}
-        found.setdefault(said[0], (said, []))[1].append(Check(values=tuple(values.tolist()), **told))
-    return tuple(Claim(*said, tuple(checks)) for said, checks in found.values())
+        told: dict[str, Any] = {name: row[name].item() if name in NUMBERS else str(row[name].item()) for name in OF_CHECK}
+        name = str(row["claim_name"].item())
+        of[name] = {field: str(row[f"claim_{field}"].item()) for field in OF_CLAIM}
+        found.setdefault(name, []).append(Check(values=tuple(values.tolist()), **told))
+    return tuple(Claim(**of[name], checks=tuple(checks)) for name, checks in found.items())

@@ -5,20 +5,21 @@ the checkpoint's weights, written aside and moved: a run of tasks can be killed 
 to the same bytes. A task that fails leaves a record with the reason and is tried again by the next sweep. A task fixes
 its own thread count, so results do not depend on whether it ran here or in a pool of processes.
 
-A run may come with results of its own (``Checkpoints.results``), artefacts of the same names: they are read where the store has
-none, and never written to; they may be packed (``.nc.xz``). As the name is a hash of all that the numbers depend on, results of
-other weights, data or settings have other names.
+A run may come with results of its own (``Checkpoints.results``), artefacts of the same names or all of a measure in one file
+(``circuits.dynamics.shipped``): they are read where the store has none, and never written to; they may be packed (``.nc.xz``). As
+the name is a hash of all that the numbers depend on, results of other weights, data or settings have other names.
 """
 
 import os
 import signal
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -29,6 +30,7 @@ import numpy as np
 
 from circuits.dynamics.artefacts import is_whole, read_artefact, write_dataset
 from circuits.dynamics.determinism import deterministic
+from circuits.dynamics.shipped import OF_RUN, packed, packed_keys, packed_one
 from circuits.files import read_json, write_json
 from circuits.models.checkpoints import Checkpoints
 from circuits.progress import bar
@@ -54,7 +56,7 @@ class Task:
     step: int
     store: Path
 
-    @property
+    @cached_property
     def key(self) -> str:
         return digest(
             {
@@ -80,6 +82,17 @@ class Task:
         return next((file for file in (plain, plain.with_suffix(".nc.xz")) if file.exists()), there)
 
     @property
+    def is_packed(self) -> bool:
+        """Whether the run's one file of this measure has it, and no artefact comes before that."""
+        return not self.found.exists() and self.key in packed_keys(self.run.results, self.measure.name)
+
+    def read(self, like: "xr.Dataset | None" = None) -> "xr.Dataset | None":
+        """The result, from wherever it is; None where there is none. ``like``: see ``read_artefact``."""
+        if self.is_packed and self.run.results is not None:
+            return packed_one(self.run.results, self.measure.name, self.key)
+        return read_artefact(self.found, like)
+
+    @property
     def record(self) -> Path:
         """Where the reason is kept if the task failed."""
         return self.artefact.with_suffix(".failed.json")
@@ -97,7 +110,7 @@ class Outcome:
 def run_task(task: Task) -> Outcome:
     """Do one task unless its artefact is there; never raises for what the measure or the checkpoint did wrong."""
     try:
-        if not is_whole(task.found):
+        if not (task.is_packed or is_whole(task.found)):
             with deterministic(THREADS_PER_TASK):
                 result = task.measure(task.run.at(task.step))
             check_names(task.measure, result)
@@ -182,7 +195,7 @@ def run_tasks(tasks: list[Task], *, workers: int = 0) -> Iterator[Outcome]:
 def has_artefact(task: Task) -> bool:
     """Whether the store, or the run itself, has a file of this task's name; what is in it is looked at when it is read."""
     with suppress(ValueError):  # weights that cannot be read name no artefact
-        return task.found.exists()
+        return task.found.exists() or task.is_packed
     return False
 
 
@@ -248,17 +261,28 @@ def gather(measure: Measure, checkpoints: Checkpoints, store: str | Path) -> "xr
     Raises:
         ValueError: there is no artefact at all.
     """
+    check_sweep(measure, checkpoints)
+    tasks = {step: Task(measure, checkpoints, step, Path(store)) for step in checkpoints.steps}
+    shipped = checkpoints.results
+    with suppress(ValueError):  # weights that cannot be read name no result
+        if shipped is not None and all(task.is_packed for task in tasks.values()):
+            whole = packed(shipped, measure.name, [task.key for task in tasks.values()])
+            ok: list[Status] = ["ok"] * len(tasks)
+            return _of_run(whole, checkpoints, whole["model_hash"].values.tolist(), ok, [""] * len(tasks))
+    return _joined(tasks, checkpoints)
+
+
+def _joined(tasks: Mapping[int, Task], checkpoints: Checkpoints) -> "xr.Dataset":
+    """What ``gather`` returns, from artefacts one by one."""
     import xarray as xr
 
-    check_sweep(measure, checkpoints)
     found: dict[int, xr.Dataset] = {}
     status: list[Status] = []
     reasons = []
-    for step in checkpoints.steps:
+    for step, task in tasks.items():
         result, reason = None, ""
         try:
-            task = Task(measure, checkpoints, step, Path(store))
-            result = read_artefact(task.found, like=next(iter(found.values()), None))
+            result = task.read(next(iter(found.values()), None))
             if task.record.exists():
                 reason = read_json(task.record, what="a failure record")["reason"]
         except ValueError as error:
@@ -268,24 +292,30 @@ def gather(measure: Measure, checkpoints: Checkpoints, store: str | Path) -> "xr
         status.append("ok" if result is not None else "failed" if reason else "missing")
         reasons.append("" if result is not None else reason)
     if not found:
-        why = next((r for r in reasons if r), f"nothing was computed; run sweep(measure, checkpoints, store={str(store)!r})")
-        raise ValueError(f"no checkpoint of {checkpoints.name} has an artefact of {measure.name}: {why}")
-    hashes = [found[step].attrs.get("model_hash", "") if step in found else "" for step in checkpoints.steps]
-    keys = {"model_hash", "key"}
+        first = next(iter(tasks.values()))
+        nothing = f"nothing was computed; run sweep(measure, checkpoints, store={str(first.store)!r})"
+        why = next((r for r in reasons if r), nothing)
+        raise ValueError(f"no checkpoint of {checkpoints.name} has an artefact of {first.measure.name}: {why}")
+    hashes = [found[step].attrs.get("model_hash", "") if step in found else "" for step in tasks]
     pieces = [data.drop_attrs(deep=False).assign_coords(step=step) for step, data in found.items()]
     # Variables that do not depend on the weights (chance levels) still get the step axis: one rule, no surprises.
     combined = xr.concat(pieces, dim="step", data_vars="all", coords="minimal", compat="equals", join="exact")
     # Counts of a missing step are NaN, so no longer the integers that the artefacts' encoding promises; words say "missing".
     words = {name: "missing" for name, variable in combined.data_vars.items() if variable.dtype.kind in "UO"}
-    combined = combined.reindex(step=list(checkpoints.steps), fill_value=words).drop_encoding()
-    combined["status"] = ("step", np.array(status, dtype=object).astype("U"))
-    combined["reason"] = ("step", np.array(reasons, dtype=object).astype("U"))
-    combined["model_hash"] = ("step", np.array(hashes, dtype=object).astype("U"))
-    combined.attrs = {k: v for k, v in next(iter(found.values())).attrs.items() if k not in keys} | {
-        "run": checkpoints.name,
-        "corpora": canonical(checkpoints.meta.get("data", [])),
-    }
-    return combined
+    combined = combined.reindex(step=list(tasks), fill_value=words).drop_encoding()
+    return _of_run(combined.assign_attrs(next(iter(found.values())).attrs), checkpoints, hashes, status, reasons)
+
+
+def _of_run(
+    data: "xr.Dataset", checkpoints: Checkpoints, hashes: Sequence[str], status: Sequence[Status], reasons: Sequence[str]
+) -> "xr.Dataset":
+    """With what is known of every step, and of the run."""
+    each = {"status": status, "reason": reasons, "model_hash": hashes}
+    found = data.assign({name: ("step", np.array(told, dtype=object).astype("U")) for name, told in each.items()})
+    found.attrs = {name: value for name, value in data.attrs.items() if name not in ("model_hash", "key")} | dict(
+        zip(OF_RUN, (checkpoints.name, canonical(checkpoints.meta.get("data", []))), strict=True)
+    )
+    return found
 
 
 def measured(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from circuits.dynamics.shipped import pack_whole
 from circuits.dynamics.sweep import Task, gather, has_artefact, run_tasks
 from circuits.models.checkpoints import Checkpoints
 from circuits.progress import bar
@@ -90,6 +91,22 @@ def gather_all(wanted: Iterable[tuple[Measure, Checkpoints]], store: Path) -> "t
 def with_stored(measure: Measure, part: Checkpoints, run: Checkpoints, store: Path) -> tuple[Measure, Checkpoints]:
     """A measure with the checkpoints it is computed at, and those of the whole run that the store has from elsewhere."""
     return measure, run.select(step for step in run.steps if step in part or has_artefact(Task(measure, run, step, store)))
+
+
+def ship(wanted: Iterable[tuple[Measure, Checkpoints]], store: Path, into: Path) -> list[Path]:
+    """Pack what a store has of each measure into a file that can come with the run, see ``circuits.dynamics.shipped``.
+
+    Args:
+        wanted: each measure with its run; those that the store lacks are left out. into: usually ``<run>/results``.
+    """
+    files = []
+    for measure, run in wanted:
+        own = run.without_results()
+        tasks = [task for task in (Task(measure, own, step, store) for step in own.steps) if has_artefact(task)]
+        if tasks:
+            found = gather(measure, own.select(task.step for task in tasks), store)
+            files.append(pack_whole(found, [task.key for task in tasks], into))
+    return files
 
 
 def without_paths(text: str) -> str:

@@ -7,6 +7,7 @@ store.
 """
 
 import hashlib
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 PAGE, RESULTS = "report.html", "results.nc"
+ANEW = "recomputed"
+"""Folder in the store of what is measured anew, until all is."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ def report(
     *,
     sections: Sequence[Section] | None = None,
     workers: int = 0,
+    recompute: bool = False,
     progress: bool | None = None,
 ) -> ReportResult:
     """Measure a run and write ``report.html`` and ``results.nc``.
@@ -53,7 +57,9 @@ def report(
     Args:
         run: the training run. out: folder of the two files. store: folder of artefacts; both are made if need be.
         sections: what the page shows (default: every file in ``circuits/views/sections``).
-        workers: processes to spread checkpoints over; 0 works in this one. progress: show a bar (default: if watched).
+        workers: processes to spread checkpoints over; 0 works in this one. recompute: measure everything anew, coefficients
+            too, whatever ships with the run or is in the store; stopped, the same call goes on, and the store changes at the end.
+        progress: show a bar (default: if watched).
 
     Raises:
         TypeError: ``run`` is not Checkpoints. ValueError: ``out`` or ``store`` is a file, or sections disagree on a measure.
@@ -64,8 +70,13 @@ def report(
     for folder, what in ((out, "out"), (store, "store")):
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{what} is {folder}, a file; give a folder")
+    run = run.without_results() if recompute else run
     wanted = measures_of(sections, run)
     computed = {name: (want.measure, run.select(steps_of(want, run))) for name, want in wanted.items()}
+    if recompute:
+        anew = store / ANEW
+        measure_all(computed.values(), anew, workers=workers, progress=progress)
+        replace_with(anew, store)
     measure_all((computed[name] for name, want in wanted.items() if want.cheap), store, workers=workers, progress=progress)
     results, absent = gather_all((read_at(*computed[name], run, store) for name in wanted), store)
     for name in absent:
@@ -96,6 +107,15 @@ def report(
     )
     content = encoded(page)
     return ReportResult(write_whole(out / PAGE, lambda aside: aside.write_bytes(content)), file)
+
+
+def replace_with(anew: Path, store: Path) -> None:
+    """Move artefacts, and records of failures, into the store; what it has of their names gives way."""
+    for file in sorted(anew.glob("*/*")):
+        there = store / file.relative_to(anew)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(there)
+    shutil.rmtree(anew, ignore_errors=True)
 
 
 def measures_of(sections: Sequence[Section], run: Checkpoints) -> dict[str, Wanted]:

@@ -44,15 +44,15 @@ def test_curves_by_hand() -> None:
 
 
 def test_a_planted_circuit_is_seen_and_written(tmp_path: Path) -> None:
-    found = crosscheck([Evidence("planted", 0, planted_evidence())], claims=False, progress=False)
-    heads = found.results["heads"]
+    found = crosscheck([Evidence("planted", 0, planted_evidence())], parts=["stages", "agreement"], progress=False)
+    heads = found.results["agreement"]
     assert str(heads["verdict"].values[0, 6]) == str(heads["verdict"].values[1, 0]) == "agree"
     assert not (heads["verdict"] == "disagree").any() and found.claims == ()
     assert "stages" in found.absent  # none of the curves of the run was planted
     paths = write_crosscheck(found, tmp_path)
     assert [path.name for path in paths] == ["crosscheck.nc", "scorecard.csv", "scorecard.md"]
     with xr.open_dataset(paths[0], engine="h5netcdf") as stored:
-        assert (stored["heads_verdict"].values == heads["verdict"].values).all()
+        assert (stored["agreement_verdict"].values == heads["verdict"].values).all()
 
 
 def test_a_run_is_one_witness() -> None:
