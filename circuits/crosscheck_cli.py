@@ -14,7 +14,7 @@ OneLayer = Annotated[Path | None, option("A run of one layer, or its evidence; d
 @app.command()
 def evidence(
     run: Annotated[Path, argument("Folder of a training run.")],
-    out: Annotated[Path | None, option("The packed file; default: reports/<run>/evidence.nc.xz.")] = None,
+    out: Annotated[Path | None, option("The packed file; default: reports/<run>/evidence.npz.xz.")] = None,
     store: Store = None,
     workers: Workers = None,
 ) -> None:
@@ -22,9 +22,9 @@ def evidence(
     from circuits.crosscheck.evidence import evidence_of
     from circuits.models.checkpoints import Checkpoints
 
-    out = out or reports(run) / "evidence.nc.xz"
+    out = out or reports(run) / "evidence.npz.xz"
     if out.is_dir():
-        raise ValueError(f"{out} is a folder; give the name of a file, such as {out / 'evidence.nc.xz'}")
+        raise ValueError(f"{out} is a folder; give the name of a file, such as {out / 'evidence.npz.xz'}")
     found = evidence_of(Checkpoints.from_dir(run), store or reports(run) / "store", workers=processes(workers))
     for name, reason in found.absent.items():
         typer.echo(f"circuits: {name} has no data: {' '.join(reason.split())}", err=True)

@@ -112,8 +112,16 @@ def told_apart(runs: Sequence[Evidence]) -> tuple[Evidence, ...]:
 
 
 def _stages(run: Evidence) -> "xr.Dataset":
+    """All events; pairs of emergences, one a curve and known beforehand, are a family of tests of their own."""
     curves = run_curves(run.results)
-    return stages(curves, falls=[name for name in FALLS if name in curves])
+    falls = [name for name in FALLS if name in curves]
+    found, first = stages(curves, falls=falls), stages(curves, falls=falls, kinds=("emergence",))
+    places = {"event": first["event"].values, "other": first["other"].values}
+    for name in ("before", "p", "verdict"):
+        found[name].loc[places] = first[name].values
+    families = "pairs of emergences, corrected for these alone; all other pairs, for all"
+    found = found.assign(order=first["order"], order_confidence=first["order_confidence"])
+    return found.assign_attrs(families=families, smallest_p_emergence=first.attrs["smallest_p"])
 
 
 def _clusters(run: Evidence) -> "xr.Dataset":

@@ -8,33 +8,32 @@ Measures are those of ``circuits detect``, ``weights``, ``paths`` and ``rllc``, 
 at every checkpoint, the rest at a few that are evenly spread, and coefficients where they were sampled.
 """
 
-import json
-import lzma
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from circuits.dynamics.coefficients import FEW, coefficient_measures, reference_of
+from circuits.dynamics.coefficients import FEW, coefficient_measures, grid_measures, reference_of
 from circuits.dynamics.functions import function_measures, roles_of
 from circuits.dynamics.losses import loss_measures
+from circuits.dynamics.nested_pairs import interaction_measures
 from circuits.dynamics.pathways import path_measures
+from circuits.dynamics.shipped import packed_datasets, unpacked_datasets
 from circuits.dynamics.sweep import Task, check_checkpoints, evenly, has_artefact
 from circuits.dynamics.together import gather_all, measure_all, with_stored
 from circuits.dynamics.weigh import weight_measures
 from circuits.files import write_whole
 from circuits.models.checkpoints import Checkpoints
-from circuits.results import Measure, canonical
+from circuits.results import Measure
 
 if TYPE_CHECKING:
     import xarray as xr
 
 SPARSE = {"multigrams", "bracket_scores", "nested_brackets", "function_profile", "edge_effects_repeats", "edge_effects_text"}
 """Measured at ``FEW`` checkpoints: seconds each."""
-LAST = {"in_context_ablation", "copying_scores", "term_importance"}
+LAST = {"in_context_ablation", "copying_scores", "term_importance"} | {
+    f"interaction_{condition}{edges}" for condition in ("nested", "flat") for edges in ("", "_keys")
+}
 """Measured at the last checkpoint alone."""
 UNREAD = {"token_losses", "edge_attribution_inputs_text", "path_terms", "skip_trigrams", "embedding_composition"}
 """Measures of the run's other commands that no witness and no claim reads."""
@@ -57,14 +56,10 @@ class Evidence:
     absent: Mapping[str, str] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> Path:
-        """Write everything to one packed netCDF file (``.nc.xz``), whole or not at all; equal evidence gives equal bytes."""
-        import xarray as xr
-
+        """Write everything to one packed file (``.npz.xz``), whole or not at all; equal evidence gives equal bytes."""
         about = {"run": self.run, "seed": self.seed, "absent": dict(self.absent), "format": FORMAT}
-        tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs={"evidence": canonical(about)})} | dict(_rounded(self.results)))
-        buffer = BytesIO()
-        tree.to_netcdf(buffer, engine="h5netcdf")
-        content = lzma.compress(buffer.getvalue(), preset=9)
+        kept = {name: self.results[name].drop_dims("draw", errors="ignore") for name in sorted(self.results)}
+        content = packed_datasets(kept, about)
         return write_whole(Path(path), lambda aside: aside.write_bytes(content))
 
     @classmethod
@@ -74,29 +69,17 @@ class Evidence:
         Raises:
             ValueError: it is missing, broken, or something else.
         """
-        import xarray as xr
-
         path = Path(path)
         if not path.is_file():
             raise ValueError(f"{path} is no file; give evidence that Evidence.save wrote, or a run folder")
         try:
-            with xr.open_datatree(BytesIO(lzma.decompress(path.read_bytes())), engine="h5netcdf") as opened:
-                tree = opened.load()
-            about: dict[str, Any] = json.loads(tree.attrs["evidence"])
-        except Exception as error:
+            results, about = unpacked_datasets(path.read_bytes())
+            known = about.get("format")
+        except (ValueError, AttributeError) as error:
             raise ValueError(f"{path} is no whole file of evidence ({type(error).__name__}); make it again") from error
-        if about.get("format") != FORMAT:
-            raise ValueError(f"{path} has format {about.get('format')}, this version reads {FORMAT}; make it again")
-        results = {name: node.to_dataset() for name, node in tree.children.items()}
+        if known != FORMAT:
+            raise ValueError(f"{path} has format {known}, this version reads {FORMAT}; make it again")
         return cls(about["run"], about["seed"], results, about["absent"])
-
-
-def _rounded(results: "Mapping[str, xr.Dataset]") -> "Iterable[tuple[str, xr.Dataset]]":
-    """Results with floats in single precision and without draws, in the order of their names."""
-    for name in sorted(results):
-        data = results[name].drop_encoding().drop_dims("draw", errors="ignore")
-        wide = [key for key, values in data.data_vars.items() if values.dtype == np.float64]
-        yield f"/{name}", data.assign({key: data[key].astype(np.float32) for key in wide})
 
 
 def opened(path: str | Path) -> "Evidence | Checkpoints":
@@ -109,14 +92,15 @@ def opened(path: str | Path) -> "Evidence | Checkpoints":
 
 
 def seeds_beside(run: Checkpoints) -> list[Path]:
-    """Files of evidence that come with a run, of other seeds of its recipe: ``seeds/*.nc.xz`` in its folder."""
-    return [] if run.path is None else sorted((run.path / "seeds").glob("*.nc.xz"))
+    """Files of evidence that come with a run, of other seeds of its recipe: ``seeds/*.npz.xz`` in its folder."""
+    return [] if run.path is None else sorted((run.path / "seeds").glob("*.npz.xz"))
 
 
 def evidence_measures(run: Checkpoints) -> list[tuple[Measure, Checkpoints]]:
     """What a cross-check reads of a run, each measure with the checkpoints it is computed at; coefficients are not among them."""
     few, last = run.select(evenly(run, FEW)), run.select([run.steps[-1]])
     every = [*loss_measures(run), *function_measures(run).values(), *weight_measures(run), *path_measures(run)]
+    every += interaction_measures(run)
     found = {measure.name: measure for measure in every if measure.name not in UNREAD}
     return [(measure, few if name in SPARSE else last if name in LAST else run) for name, measure in found.items()]
 
@@ -142,10 +126,12 @@ def evidence_of(
     if compute:
         measure_all(cheap, store, workers=workers, progress=progress)
     results, absent = gather_all((with_stored(*pair, run, store) for pair in cheap), store)
-    for measure, part in (pair for pairs in coefficient_measures(run, reference=reference_of(run)).values() for pair in pairs):
+    sampled = [(*pair, "") for pairs in coefficient_measures(run, reference=reference_of(run)).values() for pair in pairs]
+    sampled += [(*pair, " --what grid") for pair in grid_measures(run)]
+    for measure, part, asked in sampled:
         there = [step for step in part.steps if has_artefact(Task(measure, run, step, store))]
         if not there:
-            absent[measure.name] = f"It takes long and is not in the store: circuits rllc {run.name}"
+            absent[measure.name] = f"It takes long and is not in the store: circuits rllc {run.name}{asked}"
             continue
         found, failed = gather_all([(measure, run.select(there))], store)
         results, absent = results | found, absent | failed

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from circuits.complexity.grid import BY_NORM, GRID
 from circuits.crosscheck.claims_llc_curves import RIVALS
-from circuits.crosscheck.claims_llc_transfer import SETTINGS
 from circuits.crosscheck.evidence import Evidence
 from circuits.detectors.roles import ROLES
 
@@ -161,11 +161,12 @@ def _coefficients(words: np.ndarray, wrong: Collection[str], rng: np.random.Gene
     peaks = np.array([8000 if "C16" in wrong else 1200, 4000])
     distance = np.abs(np.log((np.array(FEW)[:, None] + 1) / (peaks + 1)))
     found["rllc_mix_kl"] = _rllc(FEW, np.broadcast_to((3 - distance / 3)[..., None], (len(FEW), *words.shape)))
-    scales = np.linspace(0.5, 2.0, len(SETTINGS))
-    grid = np.stack([scales[:, None, None] * curves[STEPS.index(step)] for step in (1200, 8000)])
+    grid = np.linspace(0.5, 2.0, len(GRID))[:, None, None] * last
     if "C19" in wrong:
-        grid[:, list(SETTINGS).index("gamma / 4")] *= -1
-    found["rllc_mix_grid"] = _rllc((1200, 8000), grid, "setting", setting=list(SETTINGS))
+        grid[list(GRID).index("gamma / 4")] *= -1
+    found["rllc_mix_grid"] = _rllc(END, grid[None], "setting", setting=list(GRID))
+    normed = 0.3 * curves[[STEPS.index(step) for step in FEW]][:, None]
+    found["rllc_mix_by_norm"] = _rllc(FEW, normed, "setting", setting=list(BY_NORM))
     return found
 
 
@@ -205,7 +206,8 @@ def _data(
 
 def _rllc(steps: Collection[int], value: np.ndarray, *before: str, **coords: list[str]) -> "xr.Dataset":
     dims = (*before, *_LH)
-    return _data(steps, {"value": (value, dims), "stderr": (np.full(value.shape, ERROR), dims)}, **coords)
+    state = np.full(value.shape, "ok")
+    return _data(steps, {"value": (value, dims), "stderr": (np.full(value.shape, ERROR), dims), "state": (state, dims)}, **coords)
 
 
 def _interaction(value: float, stderr: float) -> "xr.Dataset":

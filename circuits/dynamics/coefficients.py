@@ -4,6 +4,7 @@
     code, prose    each kind of held-out text: data-refined
     shuffled_code  its control, the same tokens in another order
     <text>_kl      the divergence from a one-layer run's predictions instead of the loss: loss-refined
+    grid           the first text under other settings of the sampler, at the last checkpoint: made where it is asked for
 
 Every text is the same at every checkpoint, and so is the randomness of a head's chains: differences between checkpoints are
 less noisy than the values themselves, and the errors of neighbouring points of a curve are not independent.
@@ -20,6 +21,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from circuits.complexity.config import SamplerConfig, sampler_config
+from circuits.complexity.grid import BY_NORM, SettingsGrid
 from circuits.complexity.nulls import ComplexityNulls
 from circuits.complexity.rllc import LLC, RLLC, check_asked
 from circuits.data.mixture import RepeatConfig, training_batch
@@ -35,7 +37,7 @@ from circuits.results import Measure
 if TYPE_CHECKING:
     import xarray as xr
 
-WHAT = ("mix", "nulls", "code", "prose", "shuffled_code", "whole", "kl")
+WHAT = ("mix", "nulls", "code", "prose", "shuffled_code", "whole", "kl", "grid")
 """What ``coefficients`` can measure, beside every other text that the run ships."""
 FEW = 8
 """Checkpoints of the controls: shuffled text, the divergence from a reference, and nulls on other texts than the mix."""
@@ -106,7 +108,7 @@ def texts_of(run: Checkpoints) -> dict[str, Tensor]:
 def named(kind: str) -> str:
     """A text's name as a word of letters, digits and underscores that is no other part's."""
     name = re.sub(r"\W", "_", kind)
-    return f"text_{name}" if name in ("mix", "nulls", "whole", "kl") or not name.isidentifier() else name
+    return f"text_{name}" if name in ("mix", "nulls", "whole", "kl", "grid") or not name.isidentifier() else name
 
 
 def coefficient_measures(
@@ -115,7 +117,8 @@ def coefficient_measures(
     """What reports and ``circuits rllc`` measure, by part: each measure with the checkpoints it is for.
 
     The first text stands for the run (the mix where there is one): nulls, the whole model and the divergence from the reference's
-    last checkpoint are measured on it. Controls are measured at ``FEW`` checkpoints.
+    last checkpoint are measured on it. Controls are measured at ``FEW`` checkpoints. Other settings ("grid") are among the parts
+    only where ``what`` names them.
     """
     texts = texts_of(run)
     few = run.select(evenly(run, FEW))
@@ -134,11 +137,24 @@ def coefficient_measures(
     if what is None:
         return found
     what = [what] if isinstance(what, str) else list(what)
+    found |= {"grid": grid} if (grid := grid_measures(run)) else {}
     unknown = [part for part in what if part not in found]
     if unknown:
         why = f"; 'kl': {without_reference(run)}" if "kl" in unknown else ""
         raise ValueError(f"{run.name} has no {', '.join(map(repr, unknown))} to measure, only {', '.join(found)}{why}")
     return {part: found[part] for part in what}
+
+
+def grid_measures(run: Checkpoints) -> list[tuple[Measure, Checkpoints]]:
+    """The first text under other settings of the sampler: at the last checkpoint, with gamma by norm at ``FEW``."""
+    on, tokens = next(iter(texts_of(run).items()), ("", None))
+    if tokens is None:
+        return []
+    few = run.select(evenly(run, FEW))
+    return [
+        (SettingsGrid(tokens, on=on), run.select([run.steps[-1]])),
+        (SettingsGrid(tokens, BY_NORM, on=on, called="by_norm"), few),
+    ]
 
 
 def without_reference(run: Checkpoints) -> str:

@@ -8,8 +8,12 @@ store.
 
 import hashlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,17 +87,26 @@ def report(
         want = wanted[name]
         if not want.cheap and not any(Task(want.measure, run, step, store).record.exists() for step in run.steps):
             absent[name] = "It takes long and is not in the store."
-    for section in sections:
-        if all(want.measure.name in results for want in section.measures(run)):
+    due = [section for section in sections if all(want.measure.name in results for want in section.measures(run))]
+    for section in due:
+        if not section.long:
             results.update(section.derive(run, results))
-    file = write_results(out / RESULTS, results, title=f"circuits report: {run.name}")
+    slow = [section for section in due if section.long]
+    waiting = {name for section in slow for name in section.reads}
+    # What lists no measures tells of all results, and waits for all.
+    at_once = [section for section in sections if section.measures(run) and not waiting & set(section.reads)]
+    with beside(partial(finished, slow, run, dict(results), out / RESULTS), workers=workers) as finish:
+        with deterministic(THREADS_PER_TASK):
+            drawn = {section.name: body(section, run, results) for section in at_once}
+        results = finish()
     with deterministic(THREADS_PER_TASK):
         parts = [
             {
                 "name": section.name,
                 "title": section.title,
+                "sources": sources(section, results, run),
                 "notices": notices(section, results, absent, run),
-                "body": body(section, run, results),
+                "body": drawn.get(section.name) or body(section, run, results),
             }
             for section in sections
         ]
@@ -103,10 +116,31 @@ def report(
         sections=parts,
         bundle=bundle(),
         results=RESULTS,
-        digest=hashlib.sha256(file.read_bytes()).hexdigest(),
+        digest=hashlib.sha256((out / RESULTS).read_bytes()).hexdigest(),
     )
     content = encoded(page)
-    return ReportResult(write_whole(out / PAGE, lambda aside: aside.write_bytes(content)), file)
+    return ReportResult(write_whole(out / PAGE, lambda aside: aside.write_bytes(content)), out / RESULTS)
+
+
+@contextmanager
+def beside(work: "Callable[[], dict[str, xr.Dataset]]", *, workers: int) -> "Iterator[Callable[[], dict[str, xr.Dataset]]]":
+    """Work to be called for once it is needed: begun at once in another process, or without workers done when called for."""
+    if not workers:
+        yield work
+        return
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        yield pool.submit(work).result
+
+
+def finished(
+    sections: Sequence[Section], run: Checkpoints, results: "dict[str, xr.Dataset]", path: Path
+) -> "dict[str, xr.Dataset]":
+    """All results, with what sections derive that takes long; and written to a file, which takes as long as a drawing."""
+    with deterministic(THREADS_PER_TASK):
+        for section in sections:
+            results.update(section.derive(run, results))
+    write_results(path, results, title=f"circuits report: {run.name}")
+    return results
 
 
 def replace_with(anew: Path, store: Path) -> None:
@@ -160,6 +194,14 @@ def body(section: Section, run: Checkpoints, results: "Mapping[str, xr.Dataset]"
         return section.render(run, results)
     except ValueError as error:
         return paragraph("This section could not be drawn: {}", without_paths(str(error)))
+
+
+def sources(section: Section, results: "Mapping[str, xr.Dataset]", run: Checkpoints) -> Markup:
+    """Links to the definition and the configuration of what a section reads."""
+    names = [want.measure.name for want in section.measures(run)]
+    names += [name for name in section.reads if name not in names]
+    links = [Markup('<a href="#measure-{}">{}</a>').format(name, name) for name in names if name in results]
+    return Markup('<p class="quiet">Definitions and settings: {}.</p>').format(Markup(", ").join(links)) if links else Markup("")
 
 
 def notices(section: Section, results: "Mapping[str, xr.Dataset]", absent: Mapping[str, str], run: Checkpoints) -> Markup:

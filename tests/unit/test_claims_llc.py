@@ -4,11 +4,7 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
-from circuits import Checkpoints, HookedTransformer
-from circuits.complexity.config import SamplerConfig
-from circuits.crosscheck import claims_llc_transfer
 from circuits.crosscheck.claims_llc import CLAIMS, claims_llc
 from circuits.crosscheck.claims_llc_reading import heads, upper
 from circuits.crosscheck.claims_llc_statistics import (
@@ -23,12 +19,10 @@ from circuits.crosscheck.claims_llc_statistics import (
     spearman,
 )
 from circuits.crosscheck.claims_llc_times import crossing, half_maximum, risen, stages
-from circuits.crosscheck.claims_llc_transfer import SETTINGS, sampled_grid
 from circuits.crosscheck.evidence import Evidence
-from circuits.crosscheck.planted_coefficients import STEPS, planted_run
+from circuits.crosscheck.planted_coefficients import planted_run
 from circuits.crosscheck.separation import rank_biserial, separation
 from circuits.crosscheck.verdict import Check, Claim, Lacking, Reading, Verdict, decide, summary, to_dataframe
-from circuits.models.config import HookedTransformerConfig
 
 ONE_RUN_CANNOT = ("C9", "C11", "C16", "C20")
 """Claims that hold of several runs alone: three, and five for C11."""
@@ -256,8 +250,9 @@ def test_nothing_at_all_is_no_error() -> None:
 
 def test_what_makes_it_is_told() -> None:
     bare = [planted_run(without=["rllc_mix_grid", "interaction_nested"])]
-    assert "sampled_grid(run, steps)" in CLAIMS["C19"](bare).reason and "sampled_grid" in CLAIMS["C20"](bare).reason
-    assert "interaction(model" in CLAIMS["C17"](bare).reason
+    bare = [Evidence(run.run, run.seed, run.results) for run in bare]
+    assert "--what grid" in CLAIMS["C19"](bare).reason and "--what grid" in CLAIMS["C20"](bare).reason
+    assert "circuits crosscheck" in CLAIMS["C17"](bare).reason
 
 
 def test_numbers_of_the_planted_run(judged: dict[str, Claim]) -> None:
@@ -346,27 +341,49 @@ def test_runs_together_hold() -> None:
     assert CLAIMS["C11"]([planted_run(seed) for seed in range(5)]).verdict == "holds"
 
 
-@pytest.mark.slow
-def test_the_grid_of_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What C19 reads, of a tiny run; a setting that would diverge is refused, and says so."""
-    cfg = HookedTransformerConfig(n_layers=2, d_model=8, n_heads=2, d_head=4, n_ctx=8, d_vocab=11, attn_only=True)
-    run = Checkpoints.from_states({step: HookedTransformer(cfg).state_dict() for step in (0, 5)}, cfg)
-    tokens = torch.from_numpy(np.random.default_rng(0).integers(1, 11, (8, 8)))
-    monkeypatch.setattr(claims_llc_transfer, "training_mix", lambda run: tokens)
-    small = SamplerConfig(chains=2, draws=8, batch=4)
-    found = sampled_grid(run, settings={"base": small, "wild": small.changed(nbeta=1e9)})
-    assert found.sizes == {"step": 1, "setting": 2, "layer": 2, "head": 2} and found["step"].item() == 5
-    assert np.isfinite(found["value"].sel(setting="base")).all() and found["value"].sel(setting="wild").isnull().all()
-    assert (found["state"].sel(setting="wild") == "refused").all()
-    assert sampled_grid(run, [0, 5], {"base": small}).sizes["step"] == 2
-    monkeypatch.setattr(claims_llc_transfer, "training_mix", lambda run: None)
-    with pytest.raises(ValueError, match="no training text"):
-        sampled_grid(run)
+def gridded(run: Evidence, **changed: np.ndarray) -> Evidence:
+    """The run with other coefficients under some settings; NaN are heads that did not mix."""
+    grid = run.results["rllc_mix_grid"]
+    value = grid["value"].copy()
+    for name, numbers in changed.items():
+        value.loc[{"setting": name.replace("_by_", " / ")}] = numbers
+    state = grid["state"].where(np.isfinite(value), "not mixed")
+    return Evidence(run.run, 0, dict(run.results) | {"rllc_mix_grid": grid.assign(value=value, state=state)})
 
 
-def test_settings_are_changed_one_at_a_time() -> None:
-    base = SETTINGS["base"].model_dump()
-    for name in claims_llc_transfer.AROUND:
-        changed = {key for key, value in SETTINGS[name].model_dump().items() if value != base[key]}
-        assert changed - {"thin"} == {name.split()[0]}
-    assert STEPS[-1] == 8000
+def test_an_order_that_is_planted_and_one_that_is_noise(run: Evidence, judged: dict[str, Claim]) -> None:
+    """The same order everywhere is tau 1; an order of its own at one setting fails; large errors decide nothing."""
+    found = check("least tau", judged["C19"])
+    assert (found.measured, found.verdict) == (1.0, "holds")
+    assert check("least tau between", judged["C20"]).measured == pytest.approx(0.9, abs=0.1)
+    noise = np.random.default_rng(3).uniform(1, 5, (1, 2, 8))
+    failed = check("least tau", CLAIMS["C19"]([gridded(run, gamma_by_4=noise)]))
+    assert failed.verdict == "fails" and failed.measured < 0.5 and "gamma / 4" in failed.reason
+    grid = run.results["rllc_mix_grid"]
+    loose = dict(run.results) | {"rllc_mix_grid": grid.assign(stderr=grid["stderr"] * 0 + 9.0)}
+    assert check("least tau", CLAIMS["C19"]([Evidence(run.run, 0, loose)])).verdict == "not testable here"
+
+
+def test_heads_that_are_not_ok_are_left_out_and_named(run: Evidence) -> None:
+    base = run.results["rllc_mix_grid"]["value"].sel(setting="nbeta / 3").values.copy()
+    base[0, 1, 2] = np.nan
+    found = check("least tau", CLAIMS["C19"]([gridded(run, nbeta_by_3=base)]))
+    assert found.measured == 1 and found.least_p == pytest.approx(2 / math.factorial(16))
+    base[0, 1] = base[0, 0, :1] = np.nan
+    found = CLAIMS["C19"]([gridded(run, nbeta_by_3=base)])
+    assert found.verdict == "not testable here" and "9 of 16 heads are not ok" in found.reason
+    base = run.results["rllc_mix_grid"]["value"].sel(setting="gamma / 4").values.copy()
+    base[0, 1, 2] = np.nan
+    assert "gamma / 4, without L1H2" in check("least tau", CLAIMS["C19"]([gridded(run, gamma_by_4=-base)])).reason
+
+
+def test_the_trend_with_gamma_by_norm(run: Evidence) -> None:
+    """From the last checkpoint of LM2 (400 to 1,200) at which it was sampled; of the other sign it fails."""
+    mix, normed = run.results["rllc_mix"]["value"], run.results["rllc_mix_by_norm"]
+    found = check("trend", CLAIMS["C19"]([run]))
+    assert found.measured == pytest.approx(0.3 * float((mix.sel(step=8000) - mix.sel(step=1200)).mean()))
+    assert found.verdict == "holds" and "from 1200" in found.reason
+    turned = Evidence(run.run, 0, dict(run.results) | {"rllc_mix_by_norm": normed.assign(value=-normed["value"])})
+    assert check("trend", CLAIMS["C19"]([turned])).verdict == "fails"
+    late = Evidence(run.run, 0, dict(run.results) | {"rllc_mix_by_norm": normed.sel(step=[1600, 8000])})
+    assert "no checkpoint of LM2, 400 to 1200" in CLAIMS["C19"]([late]).reason

@@ -133,17 +133,18 @@ def test_report_writes_below_the_working_directory_and_says_where(shipped, opene
     assert opened[0].path == shipped
     ((run, out, store), options) = calls[0]
     assert run is opened[0]
-    assert (str(out), str(store), options) == ("reports/stdlib-2l", "reports/stdlib-2l/store", {"workers": processes(None)})
+    assert (str(out), str(store)) == ("reports/stdlib-2l", "reports/stdlib-2l/store")
+    assert options == {"workers": processes(None), "recompute": False}
     assert result.stdout == "a/report.html\na/results.nc\n"
 
 
 def test_report_takes_a_run_and_folders(elsewhere, opened, monkeypatch):
     calls = replace(monkeypatch, "circuits.views.report", "report", Calls(result=SimpleNamespace(html="a", results="b")))
-    result = invoke("report", "mine", "--out", "there", "--store", "cache", "--workers", 0)
+    result = invoke("report", "mine", "--out", "there", "--store", "cache", "--workers", 0, "--recompute")
     assert (result.exit_code, result.stdout) == (0, "a\nb\n"), result.stderr
     assert str(opened[0].path) == "mine"
     assert [str(folder) for folder in calls[0][0][1:]] == ["there", "cache"]
-    assert calls[0][1] == {"workers": 0}
+    assert calls[0][1] == {"workers": 0, "recompute": True}
 
 
 @pytest.mark.parametrize(("cores", "expected"), [(1, 0), (2, 2), (16, 16)])
@@ -366,3 +367,37 @@ def test_detect_refuses_a_run_that_has_nothing_to_measure_on(elsewhere, tiny):
     tiny.run(elsewhere / "run", steps=(0,))
     assert_refused(invoke("detect", "run", "--what", "effects", "--workers", 0), "neither text nor tokenizer")
     assert not (elsewhere / "reports").exists()
+
+
+def test_scorecard_checks_runs_as_seeds_and_shows_verdicts(elsewhere, monkeypatch):
+    claim = SimpleNamespace(name="C8", verdict="holds", statement="Heads compose.")
+    checked = replace(monkeypatch, "circuits.crosscheck.crosscheck", "check_run", Calls(result=SimpleNamespace(claims=(claim,))))
+    written = replace(monkeypatch, "circuits.crosscheck.crosscheck", "write_scorecard", Calls(result=["a.csv", "a.md"]))
+    result = invoke("scorecard", "mine", "seed-2.npz.xz", "--one-layer", "single", "--workers", 0)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.split() == ["C8", "holds", "Heads", "compose.", "a.csv", "a.md"]
+    ((first, others), options) = checked[0]
+    assert (str(first), [str(other) for other in others]) == ("mine", ["seed-2.npz.xz"])
+    assert options["parts"] == ["scorecard"] and str(options["one_layer"]) == "single"
+    assert str(options["store"]) == "reports/mine/store" and str(written[0][0][1]) == "reports/mine"
+
+
+def test_crosscheck_says_what_is_missing(elsewhere, monkeypatch):
+    found = SimpleNamespace(absent={"lags": "no coefficients\n  at all"})
+    checked = replace(monkeypatch, "circuits.crosscheck.crosscheck", "check_run", Calls(result=found))
+    replace(monkeypatch, "circuits.crosscheck.crosscheck", "write_crosscheck", Calls(result=["crosscheck.nc"]))
+    result = invoke("crosscheck", "mine", "--other", "a", "--other", "b", "--workers", 0)
+    assert (result.exit_code, result.stdout) == (0, "crosscheck.nc\n"), result.stderr
+    assert result.stderr == "circuits: lags has no data: no coefficients at all\n"
+    assert [str(path) for path in checked[0][0][1]] == ["a", "b"]
+
+
+def test_evidence_goes_into_a_file_and_not_into_a_folder(elsewhere, opened, monkeypatch):
+    found = SimpleNamespace(absent={}, save=Calls(result="evidence.npz.xz"))
+    calls = replace(monkeypatch, "circuits.crosscheck.evidence", "evidence_of", Calls(result=found))
+    result = invoke("evidence", "mine", "--workers", 0)
+    assert (result.exit_code, result.stdout) == (0, "evidence.npz.xz\n"), result.stderr
+    assert str(found.save[0][0][0]) == "reports/mine/evidence.npz.xz" and len(calls) == 1
+    (elsewhere / "folder").mkdir()
+    assert_refused(invoke("evidence", "mine", "--out", elsewhere / "folder"), "is a folder", "evidence.npz.xz")
+    assert len(calls) == 1

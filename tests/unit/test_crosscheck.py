@@ -69,9 +69,9 @@ def test_a_run_is_one_witness() -> None:
 def test_what_is_wrong_is_said_before_any_work(tmp_path: Path, checkout: Path) -> None:
     """Nothing is measured for a cross-check that cannot be made."""
     run, store = checkout / "fixtures/stdlib-1l", tmp_path / "store"
-    (tmp_path / "x.nc.xz").write_text("no evidence")
+    (tmp_path / "x.npz.xz").write_text("no evidence")
     calls: tuple[tuple[dict[str, Any], str], ...] = (
-        ({"others": [tmp_path / "x.nc.xz"]}, "no whole file of evidence"),
+        ({"others": [tmp_path / "x.npz.xz"]}, "no whole file of evidence"),
         ({"others": [tmp_path / "gone"]}, "is no file; give evidence"),
         ({"others": [run]}, r"stdlib-1l \(seed 0\) is given more than once"),
         ({"one_layer": checkout / "fixtures/stdlib-2l"}, "has 2 layers; one_layer is a run of a single layer"),

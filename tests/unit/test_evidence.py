@@ -60,9 +60,9 @@ def test_what_is_gathered(run: Checkpoints, tmp_path: Path) -> None:
 
 def test_a_file_gives_it_back(few: Evidence, tmp_path: Path) -> None:
     """To single precision, and equal evidence in equal bytes."""
-    first, second = (few.save(tmp_path / f"{name}.nc.xz").read_bytes() for name in "ab")
+    first, second = (few.save(tmp_path / f"{name}.npz.xz").read_bytes() for name in "ab")
     assert first == second
-    found = Evidence.load(tmp_path / "a.nc.xz")
+    found = Evidence.load(tmp_path / "a.npz.xz")
     assert (found.run, found.seed, found.absent) == (few.run, few.seed, few.absent)
     assert found.results.keys() == few.results.keys()
     for name, data in few.results.items():
@@ -72,22 +72,22 @@ def test_a_file_gives_it_back(few: Evidence, tmp_path: Path) -> None:
 
 def test_draws_are_left_out(tmp_path: Path) -> None:
     data = xr.Dataset({"value": ("step", [1.0, 2.0]), "loss": (("step", "draw"), np.ones((2, 9)))}, coords={"step": [0, 5]})
-    found = Evidence.load(Evidence("mine", None, {"rllc_mix": data}).save(tmp_path / "x.nc.xz")).results["rllc_mix"]
+    found = Evidence.load(Evidence("mine", None, {"rllc_mix": data}).save(tmp_path / "x.npz.xz")).results["rllc_mix"]
     assert set(found.data_vars) == {"value"} and found["value"].values.tolist() == [1.0, 2.0]
 
 
 @pytest.mark.parametrize("content", [b"", b"no file of ours", None])
 def test_other_files_are_refused(content: bytes | None, tmp_path: Path) -> None:
     if content is not None:
-        (tmp_path / "x.nc.xz").write_bytes(content)
+        (tmp_path / "x.npz.xz").write_bytes(content)
     with pytest.raises(ValueError, match="evidence") as caught:
-        Evidence.load(tmp_path / "x.nc.xz")
+        Evidence.load(tmp_path / "x.npz.xz")
     assert "\n" not in str(caught.value)
 
 
 def test_files_of_another_format_are_refused(few: Evidence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("circuits.crosscheck.evidence.FORMAT", 2)
-    path = few.save(tmp_path / "x.nc.xz")
+    path = few.save(tmp_path / "x.npz.xz")
     monkeypatch.undo()
     with pytest.raises(ValueError, match="has format 2, this version reads 1"):
         Evidence.load(path)

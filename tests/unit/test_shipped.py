@@ -35,7 +35,7 @@ def run(tmp_path: Path, measure: AttentionScores) -> Checkpoints:
     sweep(measure, run.select([0, 10]), store=tmp_path / "made", progress=False)
     assert run.path is not None
     (file,) = ship([(measure, run)], tmp_path / "made", run.path / "results")
-    assert file.name == "attention_scores.nc.xz"
+    assert file.name == "attention_scores.npz.xz"
     return run
 
 
@@ -81,7 +81,7 @@ def test_nobody_reads_results_of_something_else(run: Checkpoints, measure: Atten
 
 
 def test_a_damaged_file_is_as_good_as_none(run: Checkpoints, measure: AttentionScores, tmp_path: Path):
-    file = tmp_path / "run/results/attention_scores.nc.xz"
+    file = tmp_path / "run/results/attention_scores.npz.xz"
     file.write_bytes(file.read_bytes()[:-20])
     task = Task(measure, run, 0, tmp_path / "store")
     assert not has_artefact(task) and run_task(task).status == "ok" and task.artefact.exists()
@@ -89,5 +89,5 @@ def test_a_damaged_file_is_as_good_as_none(run: Checkpoints, measure: AttentionS
 
 def test_equal_results_give_equal_bytes_and_gaps_are_refused(run: Checkpoints, measure: AttentionScores, tmp_path: Path):
     (again,) = ship([(measure, run)], tmp_path / "made", tmp_path / "again")
-    assert again.read_bytes() == (tmp_path / "run/results/attention_scores.nc.xz").read_bytes()
+    assert again.read_bytes() == (tmp_path / "run/results/attention_scores.npz.xz").read_bytes()
     assert ship([(measure, run)], tmp_path / "empty", tmp_path / "again") == []

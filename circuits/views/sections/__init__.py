@@ -50,7 +50,8 @@ class Section:
     Attributes:
         name: its anchor. title: its heading. order: its place (0 first).
         measures: what it reads of a run. render: its HTML, from the results of all sections.
-        derive: further datasets, from the measures' results.
+        derive: further datasets, from the measures' results. reads: derived datasets that it shows, its own or of other sections.
+        long: whether ``derive`` takes long, so that it is done in another process, beside the drawing of what does not read it.
     """
 
     name: str
@@ -59,6 +60,8 @@ class Section:
     measures: Callable[[Checkpoints], Sequence[Wanted]]
     render: Callable[[Checkpoints, Results], str]
     derive: "Callable[[Checkpoints, Results], Mapping[str, xr.Dataset]]" = nothing
+    reads: tuple[str, ...] = ()
+    long: bool = False
 
 
 def discover() -> tuple[Section, ...]:

@@ -218,4 +218,4 @@ def joint(end: "xr.Dataset", null: "xr.Dataset") -> Markup:
     )  # fmt: skip
 
 
-SECTION = Section("coefficient_nulls", "Complexity: what simpler measures already say", 61, measures, render)
+SECTION = Section("coefficient_nulls", "Complexity: what simpler measures already say", -45, measures, render)

@@ -252,4 +252,4 @@ def heads_table(end: "xr.Dataset", nulls: "xr.Dataset | None", step: int) -> Mar
     )  # fmt: skip
 
 
-SECTION = Section("coefficients", "How complex each head is: local learning coefficients", 60, measures, render)
+SECTION = Section("coefficients", "How complex each head is: local learning coefficients", -46, measures, render)

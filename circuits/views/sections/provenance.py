@@ -79,7 +79,11 @@ def shown(value: Any) -> Any:
 
 def measure_facts(name: str, attrs: Mapping[Any, Any]) -> tuple[Any, ...]:
     config = Markup("<code>{}</code>").format(attrs["config"]) if "config" in attrs else "–"
-    return (name, *(attrs.get(key, "–") for key in ("version", "definition", "source", "seed", "data_hash")), config)
+    return (
+        Markup('<span id="measure-{}">{}</span>').format(name, name),
+        *(attrs.get(key, "–") for key in ("version", "definition", "source", "seed", "data_hash")),
+        config,
+    )
 
 
 def checkpoint_facts(run: Checkpoints, results: Results) -> "list[tuple[str, ...]]":
