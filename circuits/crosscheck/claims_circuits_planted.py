@@ -63,10 +63,13 @@ def claim_22(seeds: Sequence[Evidence], one_layer: Evidence | None = None) -> Cl
 @lru_cache
 def _untrained(shape: Shape) -> Check:
     """How many untrained heads of models of this shape are called something."""
+    import xarray as xr
+
     cfg = config(shape, d_model=8 * shape.heads, n_ctx=64, d_vocab=256)
     measure = AttentionScores(examples=8, groups=4, null_seeds=0)
     models = ceil(UNTRAINED / (shape.layers * shape.heads))
-    roles = np.concatenate([classify(measure(model)).role.values.ravel() for model in random_twins(cfg, models)])
+    scores = [measure(model) for model in random_twins(cfg, models)]
+    roles = classify(xr.concat(scores, "step", combine_attrs="override")).role.values.ravel()
     called, n = int((roles != NO_ROLE).sum()), len(roles)
     ends = binomtest(called, n).proportion_ci(0.95, "exact")
     p = Reading(called / n, float(ends.low), float(ends.high), float(binom.cdf(called, n, RATE)), (1 - RATE) ** n)

@@ -106,7 +106,7 @@ def _setting(run: Evidence, name: str) -> Measured:
 def _lost(table: Float[np.ndarray, "*number head"], asked: Sequence[Head]) -> list[str]:
     """Heads that lack a number."""
     missing = np.flatnonzero(~np.isfinite(table).reshape(-1, len(asked)).all(0))
-    return [str(asked[place]) for place in missing]
+    return [str(asked[place]) for place in missing.tolist()]
 
 
 def _least(run: Evidence, pairs: Mapping[str, tuple[Measured, Measured]]) -> Reading:

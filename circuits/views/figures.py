@@ -69,6 +69,10 @@ def rendered(figure: "Figure", kind: Literal["png", "svg"]) -> bytes:
     blank = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None, "Format": None, "Type": None}}[kind]
     out = io.BytesIO()
     with matplotlib.rc_context(matplotlib.rcParamsDefault | STYLE):
+        if (layout := figure.get_layout_engine()) is not None:
+            # Saving would draw everything once more to find the layout.
+            layout.execute(figure)
+            figure.set_layout_engine("none")
         figure.savefig(out, format=kind, metadata=blank)
     return out.getvalue()
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
@@ -76,40 +76,9 @@ def report(
             raise ValueError(f"{what} is {folder}, a file; give a folder")
     run = run.without_results() if recompute else run
     wanted = measures_of(sections, run)
-    computed = {name: (want.measure, run.select(steps_of(want, run))) for name, want in wanted.items()}
-    if recompute:
-        anew = store / ANEW
-        measure_all(computed.values(), anew, workers=workers, progress=progress)
-        replace_with(anew, store)
-    measure_all((computed[name] for name, want in wanted.items() if want.cheap), store, workers=workers, progress=progress)
-    results, absent = gather_all((read_at(*computed[name], run, store) for name in wanted), store)
-    for name in absent:
-        want = wanted[name]
-        if not want.cheap and not any(Task(want.measure, run, step, store).record.exists() for step in run.steps):
-            absent[name] = "It takes long and is not in the store."
-    due = [section for section in sections if all(want.measure.name in results for want in section.measures(run))]
-    for section in due:
-        if not section.long:
-            results.update(section.derive(run, results))
-    slow = [section for section in due if section.long]
-    waiting = {name for section in slow for name in section.reads}
-    # What lists no measures tells of all results, and waits for all.
-    at_once = [section for section in sections if section.measures(run) and not waiting & set(section.reads)]
-    with beside(partial(finished, slow, run, dict(results), out / RESULTS), workers=workers) as finish:
-        with deterministic(THREADS_PER_TASK):
-            drawn = {section.name: body(section, run, results) for section in at_once}
-        results = finish()
-    with deterministic(THREADS_PER_TASK):
-        parts = [
-            {
-                "name": section.name,
-                "title": section.title,
-                "sources": sources(section, results, run),
-                "notices": notices(section, results, absent, run),
-                "body": drawn.get(section.name) or body(section, run, results),
-            }
-            for section in sections
-        ]
+    with beside(workers if any(section.long for section in sections) else 0) as begin:
+        results, absent = gathered(run, wanted, store, workers=workers, recompute=recompute, progress=progress)
+        parts = parts_of(sections, run, results, absent, begin, out / RESULTS)
     page = template("report.html").render(
         policy=POLICY,
         name=run.name,
@@ -122,14 +91,55 @@ def report(
     return ReportResult(write_whole(out / PAGE, lambda aside: aside.write_bytes(content)), out / RESULTS)
 
 
-@contextmanager
-def beside(work: "Callable[[], dict[str, xr.Dataset]]", *, workers: int) -> "Iterator[Callable[[], dict[str, xr.Dataset]]]":
-    """Work to be called for once it is needed: begun at once in another process, or without workers done when called for."""
-    if not workers:
-        yield work
-        return
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        yield pool.submit(work).result
+def gathered(
+    run: Checkpoints, wanted: Mapping[str, Wanted], store: Path, *, workers: int, recompute: bool, progress: bool | None
+) -> "tuple[dict[str, xr.Dataset], dict[str, str]]":
+    """Results by measure, what is cheap and missing measured before; and why a measure has none."""
+    computed = {name: (want.measure, run.select(steps_of(want, run))) for name, want in wanted.items()}
+    if recompute:
+        measure_all(computed.values(), store / ANEW, workers=workers, progress=progress)
+        replace_with(store / ANEW, store)
+    measure_all((computed[name] for name, want in wanted.items() if want.cheap), store, workers=workers, progress=progress)
+    results, absent = gather_all((read_at(*computed[name], run, store) for name in wanted), store)
+    for name in absent:
+        want = wanted[name]
+        if not want.cheap and not any(Task(want.measure, run, step, store).record.exists() for step in run.steps):
+            absent[name] = "It takes long and is not in the store."
+    return results, absent
+
+
+def parts_of(
+    sections: Sequence[Section],
+    run: Checkpoints,
+    results: "dict[str, xr.Dataset]",
+    absent: Mapping[str, str],
+    begin: Callable[..., Callable[[], Any]],
+    file: Path,
+) -> list[dict[str, str]]:
+    """What the page shows of every section; and the results file, with all that sections derive."""
+    due = [section for section in sections if all(want.measure.name in results for want in section.measures(run))]
+    for section in due:
+        if not section.long:
+            results.update(section.derive(run, results))
+    slow = [section for section in due if section.long]
+    waiting = {name for section in slow for name in section.reads}
+    # What lists no measures tells of all results, and waits for all.
+    at_once = [section for section in sections if section.measures(run) and not waiting & set(section.reads)]
+    finish = begin(finished, slow, run, dict(results), file)
+    with deterministic(THREADS_PER_TASK):
+        drawn = {section.name: body(section, run, results) for section in at_once}
+    results = finish()
+    with deterministic(THREADS_PER_TASK):
+        return [
+            {
+                "name": section.name,
+                "title": section.title,
+                "sources": sources(section, results, run),
+                "notices": notices(section, results, absent, run),
+                "body": drawn.get(section.name) or body(section, run, results),
+            }
+            for section in sections
+        ]
 
 
 def finished(
@@ -141,6 +151,21 @@ def finished(
             results.update(section.derive(run, results))
     write_results(path, results, title=f"circuits report: {run.name}")
     return results
+
+
+@contextmanager
+def beside(workers: int) -> Iterator[Callable[..., Callable[[], Any]]]:
+    """Begins work in another process, that is started now as this takes seconds; without workers it is done when it is needed."""
+    if not workers:
+        yield partial
+        return
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        pool.submit(_ready)
+        yield lambda work, *args: pool.submit(work, *args).result
+
+
+def _ready() -> None:
+    """Imports this module, in the process that does it."""
 
 
 def replace_with(anew: Path, store: Path) -> None:
