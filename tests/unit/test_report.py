@@ -16,7 +16,6 @@ import xarray as xr
 from tokenizers import Tokenizer, models
 
 from circuits import Checkpoints, report
-from circuits.detectors.attention import AttentionScores
 from circuits.files import write_json
 from circuits.models.checkpoints import save_weights, step_file
 from circuits.models.config import HookedTransformerConfig
@@ -172,13 +171,12 @@ def test_one_layer_has_no_composition_and_the_page_says_so(tmp_path: Path):
         assert "weight_spectra_value" in data and not [name for name in data if "composition_standing" in str(name)]
 
 
-def test_a_run_that_moved_is_read_from_the_store_to_the_same_bytes(written: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def fail(self: Any, model: Any) -> Any:
-        raise AssertionError("what is in the store was measured again")
-
-    monkeypatch.setattr(AttentionScores, "__call__", fail)
-    moved = make_run(tmp_path / "elsewhere" / "mine")
-    again = report(Checkpoints.from_dir(moved), tmp_path / "out", written.html.parents[1] / "store", progress=False)
+def test_a_run_that_moved_is_read_from_the_store_to_the_same_bytes(written: Any, tmp_path: Path):
+    """Nothing is measured again; and a second process, which derives and writes beside the drawing, changes nothing."""
+    moved, store = make_run(tmp_path / "elsewhere" / "mine"), written.html.parents[1] / "store"
+    before = {file: file.stat().st_mtime_ns for file in store.rglob("*.nc")}
+    again = report(Checkpoints.from_dir(moved), tmp_path / "out", store, workers=1, progress=False)
+    assert {file: file.stat().st_mtime_ns for file in store.rglob("*.nc")} == before
     assert again.html.read_bytes() == written.html.read_bytes()
     assert again.results.read_bytes() == written.results.read_bytes()
 
@@ -230,6 +228,69 @@ def test_a_missing_expensive_measure_is_named_with_its_command_and_read_once_it_
     page = report(checkpoints, tmp_path / "out", tmp_path / "store", **options).html.read_text()
     assert "has no data" not in page
     assert "&lt;b&gt;1.0" in page, "what a section returns as a plain string is text"
+
+
+def test_recompute_measures_anew_what_ships_is_stored_or_takes_long(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Stopped, it goes on where it was, and the store is as it was until all is done."""
+    from circuits import sweep
+    from circuits.dynamics.together import ship
+    from circuits.views import report as module
+
+    own = Checkpoints.from_dir(make_run(tmp_path / "mine"))
+    options: dict[str, Any] = {"sections": [expensive_section()], "progress": False}
+    store = tmp_path / "store"
+    sweep(Expensive(), own, store=store, progress=False)
+    assert own.path is not None and ship([(Expensive(), own)], store, own.path / "results")
+    calls: list[int] = []
+    monkeypatch.setattr(Expensive, "__call__", counted(Expensive.__call__, calls))
+    report(own, tmp_path / "out", store, **options)
+    assert not calls
+    before = {file.name: file.stat().st_mtime_ns for file in store.rglob("*.nc")}
+    with monkeypatch.context() as stopped:
+        stopped.setattr(module, "replace_with", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            report(own, tmp_path / "out", store, recompute=True, **options)
+    assert len(calls) == len(own) and {f.name: f.stat().st_mtime_ns for f in (store / "expensive").glob("*.nc")} == before
+    report(own, tmp_path / "out", store, recompute=True, **options)
+    assert len(calls) == len(own) and not (store / "recomputed").exists()
+    after = {file.name: file.stat().st_mtime_ns for file in store.rglob("*.nc")}
+    assert after.keys() == before.keys() and all(after[name] > before[name] for name in before)
+
+
+def counted(call: Any, calls: list[int]) -> Any:
+    """A measure's call that leaves a mark."""
+
+    def with_mark(self: Any, model: Any) -> Any:
+        calls.append(1)
+        return call(self, model)
+
+    return with_mark
+
+
+def interrupted(*args: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_run_without_coefficients_has_findings_and_the_commands_that_make_more(written: Any):
+    """The tiny run has none: its page leads with what is known, and says what is missing and how to make it."""
+    page = written.html.read_text(encoding="utf-8")
+    lead = page[page.index('<section id="findings">') : page.index('<section id="losses">')]
+    assert "circuits rllc" in lead and "What happened when" in lead
+    assert [
+        name for name in ("stages", "witnesses", "clusters", "scorecard", "each_head") if f'<section id="{name}">' not in page
+    ] == []
+    clusters = page[page.index('<section id="clusters">') : page.index('<section id="scorecard">')]
+    assert "There are no clusters" in clusters and "circuits rllc evil" in clusters
+    assert page.count('<details id="head-') == 4 and "could not be drawn" not in page
+
+
+def test_links_within_the_page_lead_somewhere(written: Any, elements: Any):
+    found = elements(written.html.read_text(encoding="utf-8"))
+    there = {attributes["id"] for _, attributes in found.tags if attributes.get("id")}
+    links = {
+        attributes["href"][1:] for tag, attributes in found.tags if tag == "a" and (attributes.get("href") or "").startswith("#")
+    }
+    assert links <= there and any(link.startswith("measure-") for link in links)
 
 
 @pytest.mark.usefixtures("unchecked")

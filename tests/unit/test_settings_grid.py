@@ -98,17 +98,17 @@ def test_a_planted_order_is_found_under_every_setting(monkeypatch: pytest.Monkey
 
         return lambda *given: loss
 
-    settings = {name: one.changed(chains=8, draws=200) for name, one in CELLS.items()}
+    settings = {name: one.changed(chains=8, draws=100) for name, one in CELLS.items()}
     monkeypatch.setattr(grid_module, "head_losses", losses(curved))
     found = SettingsGrid(TOKENS, settings)(make())
     values = found["value"].values.reshape(len(settings), -1)
-    assert (found["state"] == "ok").all() and kendall(values[:, None], values[None]).min() == 1
+    assert (found["state"] == "ok").all() and kendall(values, np.roll(values, 1, axis=0)).min() == 1
     for numbers, one in zip(values, settings.values(), strict=True):
         form = 15 * one.nbeta * curved / (one.nbeta * curved + one.gamma)
         assert kendall(numbers, form) == 1 and 0.95 < numbers.sum() / form.sum() < 2.5
     monkeypatch.setattr(grid_module, "head_losses", losses(np.ones(4)))
-    alike = SettingsGrid(TOKENS, settings)(make())["value"].values.reshape(len(settings), -1)
-    assert kendall(alike[:, None], alike[None]).min() < 0.8
+    alike = SettingsGrid(TOKENS, CELLS)(make())["value"].values.reshape(len(CELLS), -1)
+    assert kendall(alike, np.roll(alike, 1, axis=0)).min() < 0.8
 
 
 def test_the_spec_is_what_numbers_depend_on() -> None:
