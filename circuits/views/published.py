@@ -1,4 +1,5 @@
-"""What was published of another model, to be laid beside a run: stages, when heads formed, and which heads compose.
+"""What was published of another model, to be laid beside a run: stages, and when heads formed. Its other numbers stand
+beside the claims that they are about.
 
 The model is ``MODEL``, seed 1. Its paper gives the ends of stages; all other numbers are computed from the series of 501
 checkpoints that its authors published, by the definitions that stand beside them. Steps of another model, corpus and batch are no
@@ -6,7 +7,6 @@ prediction of a run's steps: what can be compared is the order of events, and ra
 
     half-maximum   the first checkpoint at which a head's score is at least half of its maximum
     llc            of all weights, over the Pile, n beta of that run: its differences can be compared in sign alone
-    K over chance  K-composition over 1 / sqrt(256), what random matrices have
 
 Sources: Hoogland et al. 2024, arXiv 2402.02364; Wang et al. 2024, arXiv 2410.02984; the series:
 timaeus-research/icl, branch submission, commit 8a8b588, analysis/language.
@@ -17,7 +17,6 @@ from typing import NamedTuple
 MODEL = "two layers of attention alone, 3.4 million weights, 50,000 steps on a part of the Pile"
 PAPERS = "Hoogland et al. 2024 (arXiv 2402.02364), Wang et al. 2024 (arXiv 2410.02984)"
 SERIES = "series published by its authors (timaeus-research/icl, commit 8a8b588)"
-CHANCE = "1/√256, random matrices"
 
 
 class Moment(NamedTuple):
@@ -39,16 +38,6 @@ class Stage(NamedTuple):
     llc: tuple[float, float]
 
 
-class Ratio(NamedTuple):
-    """K-composition over chance between heads of the published model at a step: least and most of those heads."""
-
-    what: str
-    step: int
-    least: float
-    most: float
-    source: str
-
-
 MOMENTS = (
     Moment("loss against bigrams is least", 700, 700, SERIES),
     Moment("positions taken out cost 0.1 nat", 900, 1_500, SERIES),
@@ -64,11 +53,3 @@ STAGES = (
     Stage("LM5", "convergence", (17_000, 50_000), (3.303, 3.215), (179.6, 181.3)),
 )
 """Ends of stages by the papers; losses and llc at them from the series."""
-RATIOS = (
-    Ratio("previous token → induction", 50_000, 2.1, 2.3, SERIES),
-    Ratio("previous token → other heads of layer 1", 50_000, 0.5, 0.5, SERIES),
-    Ratio("multigram → multigram", 6_500, 0.30, 0.35, SERIES),
-    Ratio("multigram → multigram", 50_000, 0.9, 1.1, SERIES),
-    Ratio("current token → multigram, largest", 15_100, 3.5, 3.5, SERIES),
-)
-"""Means over the heads of layer 1 that are named; least and most over those of layer 0."""
