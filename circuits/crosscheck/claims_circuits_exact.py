@@ -17,6 +17,7 @@ Sources: Elhage et al. 2021 (path expansion, factored matrices and their erratum
 
 from collections.abc import Sequence
 from itertools import combinations
+from math import ceil, log10
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -104,7 +105,7 @@ def claim_13(seeds: Sequence[Evidence], one_layer: Evidence | None = None) -> Cl
         live = max(_largest(without(head, "live") - clean + through[head]) for head in every)
         return (
             decide(f"largest difference, {shape}", [matched(table, EQUAL)], most=EQUAL),
-            decide(f"the same with norms live, {shape}", [Reading(live)], role="report"),
+            decide(f"the same with norms live, {shape}", [Reading(float(f"{live:.6g}"))], role="report"),
         )
 
     return Claim(
@@ -163,9 +164,13 @@ def matched(table: Float[np.ndarray, "ours theirs"], bound: float) -> Reading:
 
 
 def against(value: float, wrong: Sequence[float], bound: float) -> Reading:
-    """A difference, and how many that should be larger are as near as the bound."""
+    """A difference, and how many that should be larger are as near as the bound.
+
+    Differences of rounding hang on where arrays lie in memory, so that the next power of ten is told: equal runs, equal bytes.
+    """
     near = sum(other <= bound for other in wrong)
-    return Reading(value, p=(1 + near) / (1 + len(wrong)), least_p=1 / (1 + len(wrong)))
+    told = 10.0 ** ceil(log10(value)) if value > 0 else 0.0
+    return Reading(told, p=(1 + near) / (1 + len(wrong)), least_p=1 / (1 + len(wrong)))
 
 
 def config(shape: Shape, **changes: Any) -> HookedTransformerConfig:

@@ -70,9 +70,9 @@ def whole(made):
     return next(iter(made.batches()))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape not in ("MLP, shortformer", "parallel MLP, solu")])
 def test_an_edge_the_fast_way_is_one_hooked_pass(shape: str):
-    """Every edge in one of the ways."""
+    """Every edge in one of the ways; other shapes in all ways with the slow tests."""
     fast_is_literal(shape, each=len(WAYS))
 
 

@@ -119,17 +119,21 @@ def test_heads_of_the_shipped_one_layer_run_copy_early_and_most_do_not_at_the_en
 @pytest.mark.science
 def test_untrained_heads_are_not_called_and_would_be_by_a_detector_that_calls_anything(monkeypatch: pytest.MonkeyPatch):
     assert claim_22([]).verdict == "holds"
+    claims_circuits_planted._untrained.cache_clear()
     monkeypatch.setattr(claims_circuits_planted, "UNTRAINED", 32)
     monkeypatch.setattr(claims_circuits_planted, "classify", lambda scores: classify(scores, threshold=1e-6))
     assert claim_22([]).checks[0].low > claims_circuits_planted.RATE
+    claims_circuits_planted._untrained.cache_clear()
 
 
 @pytest.mark.science
 def test_planted_heads_are_found_and_are_not_where_noise_has_buried_them(monkeypatch: pytest.MonkeyPatch):
     assert claim_24([]).verdict == "holds"
+    claims_circuits_planted._planted.cache_clear()
     monkeypatch.setattr(claims_circuits_planted, "PAIRS", 20)
     monkeypatch.setattr(claims_circuits_planted, "planted_model", lambda noise=0.0: planted_model(noise=1.0))
     assert claim_24([]).verdict == "fails"
+    claims_circuits_planted._planted.cache_clear()
 
 
 @pytest.mark.science

@@ -362,6 +362,7 @@ def test_claims_of_planted_biases() -> None:
 
 
 @pytest.mark.usefixtures("unchecked")
+@pytest.mark.slow
 def test_a_quick_look_decides_nothing_on_text() -> None:
     """One seed and a few steps: every experiment runs and every claim says that this is too little."""
     words = Text(drawn(30_000, 0, 60), drawn(3000, 1, 60), 60)

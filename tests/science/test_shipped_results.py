@@ -32,6 +32,7 @@ def every(run: Checkpoints) -> dict[str, Measure]:
 
 
 @pytest.mark.parametrize("name", RUNS)
+@pytest.mark.slow
 def test_every_file_is_read(checkout: Path, name: str):
     """All that is in it is of these weights, and of measures and settings as they are now; the last checkpoint is among it."""
     run = Checkpoints.from_dir(checkout / "fixtures" / name)

@@ -246,7 +246,7 @@ def test_train_detect_and_export_on_a_tiny_real_run(elsewhere):
     assert 0.49 < sizes["small"] / sizes["run"] < 0.52
 
 
-@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("layers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_weights_of_a_tiny_real_run(layers, elsewhere, tiny):
     """Every measure of the weights in one file; one layer leaves out what needs two."""
     import xarray as xr

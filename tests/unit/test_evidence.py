@@ -45,6 +45,7 @@ def few() -> Evidence:
     return Evidence("mine", 7, results, {"rllc_mix": "It takes long."})
 
 
+@pytest.mark.slow
 def test_what_is_gathered(run: Checkpoints, tmp_path: Path) -> None:
     """Every cheap measure, roles among them, and for coefficients the command that samples them."""
     evidence = evidence_of(run, tmp_path / "store")

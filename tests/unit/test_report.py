@@ -171,6 +171,7 @@ def test_one_layer_has_no_composition_and_the_page_says_so(tmp_path: Path):
         assert "weight_spectra_value" in data and not [name for name in data if "composition_standing" in str(name)]
 
 
+@pytest.mark.slow
 def test_a_run_that_moved_is_read_from_the_store_to_the_same_bytes(written: Any, tmp_path: Path):
     """Nothing is measured again; and a second process, which derives and writes beside the drawing, changes nothing."""
     moved, store = make_run(tmp_path / "elsewhere" / "mine"), written.html.parents[1] / "store"

@@ -86,6 +86,7 @@ def test_a_head_that_is_refused_leaves_the_others(monkeypatch: pytest.MonkeyPatc
     assert np.isfinite(found["value"].values.ravel()).tolist() == [False, True, True, True]
 
 
+@pytest.mark.slow
 def test_a_planted_order_is_found_under_every_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Quadratic losses whose curvatures rise from head to head by a half each: tau is 1 between any two settings, and with the
     closed form; curvatures that are all alike have no order to agree on."""
@@ -138,6 +139,7 @@ def test_what_does_not_fit_is_refused_in_a_sentence(given: dict[str, Any], said:
         SettingsGrid(TOKENS[:3], {"a": SMALL})(make())
 
 
+@pytest.mark.slow
 def test_it_is_a_part_that_is_made_where_it_is_asked_for(
     run: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
