@@ -54,20 +54,20 @@ def claim_22(seeds: Sequence[Evidence], one_layer: Evidence | None = None) -> Cl
         "Chance levels of the other detectors.",
         "this package, on its own detectors",
         (
-            *(_untrained(shape) for shape in shapes(seeds, one_layer)),
+            *(_untrained(shape, UNTRAINED) for shape in shapes(seeds, one_layer)),
             decide(f"largest difference from chance over {len(DETECTORS)} scores, uniform attention", [uniform], most=ROUNDING),
         ),
     )
 
 
 @lru_cache
-def _untrained(shape: Shape) -> Check:
-    """How many untrained heads of models of this shape are called something."""
+def _untrained(shape: Shape, heads: int) -> Check:
+    """How many of so many untrained heads, of models of this shape, are called something."""
     import xarray as xr
 
     cfg = config(shape, d_model=8 * shape.heads, n_ctx=64, d_vocab=256)
     measure = AttentionScores(examples=8, groups=4, null_seeds=0)
-    models = ceil(UNTRAINED / (shape.layers * shape.heads))
+    models = ceil(heads / (shape.layers * shape.heads))
     scores = [measure(model) for model in random_twins(cfg, models)]
     roles = classify(xr.concat(scores, "step", combine_attrs="override")).role.values.ravel()
     called, n = int((roles != NO_ROLE).sum()), len(roles)
@@ -78,11 +78,12 @@ def _untrained(shape: Shape) -> Check:
 
 def claim_24(seeds: Sequence[Evidence], one_layer: Evidence | None = None) -> Claim:
     """Planted circuits, the same for all runs."""
-    return _planted()
+    return _planted(PAIRS, NOISES)
 
 
 @lru_cache(maxsize=1)
-def _planted() -> Claim:
+def _planted(pairs: int, noises: tuple[float, ...]) -> Claim:
+    """The claim, by so many pairs for each channel, and with these noises of the model."""
     measure = AttentionScores(examples=4, groups=4, null_seeds=0)
     exact = measure(planted_model())
     found, expected = classify(exact).role.values.ravel(), _planted_roles()
@@ -93,8 +94,8 @@ def _planted() -> Claim:
     # All areas are as large where every planted head, placed anywhere, has at most the worst one's rank.
     rank = 1 + ceil((1 - worst) * (places - 1))
     best = Reading(worst, p=(rank / places) ** kinds, least_p=(1 / places) ** kinds)
-    noisy = [(noise, _planted_areas(measure(planted_model(noise=noise)))) for noise in NOISES]
-    channels = {width: channel_auc("1/sqrt(i)", width, pairs=PAIRS) for width in WIDTHS}
+    noisy = [(noise, _planted_areas(measure(planted_model(noise=noise)))) for noise in noises]
+    channels = {width: channel_auc("1/sqrt(i)", width, pairs=pairs) for width in WIDTHS}
 
     def gain(name: str, width: int) -> Reading:
         data = channels[width]
