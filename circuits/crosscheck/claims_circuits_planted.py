@@ -68,7 +68,7 @@ def _untrained(shape: Shape, heads: int) -> Check:
     cfg = config(shape, d_model=8 * shape.heads, n_ctx=64, d_vocab=256)
     measure = AttentionScores(examples=8, groups=4, null_seeds=0)
     models = ceil(heads / (shape.layers * shape.heads))
-    scores = [measure(model) for model in random_twins(cfg, models)]
+    scores: list[xr.Dataset] = [measure(model) for model in random_twins(cfg, models)]
     roles = classify(xr.concat(scores, "step", combine_attrs="override")).role.values.ravel()
     called, n = int((roles != NO_ROLE).sum()), len(roles)
     ends = binomtest(called, n).proportion_ci(0.95, "exact")
